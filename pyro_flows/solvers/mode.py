@@ -1,0 +1,22 @@
+"""Whether Python may look at tensor values now."""
+
+from __future__ import annotations
+
+import torch
+
+
+def is_eager() -> bool:
+    """Tell whether plain eager mode is on: no compilation, no ``torch.func`` level, no tracing, no dispatch mode.
+
+    Only then may a loop stop early, or raise, on what a tensor holds. Elsewhere a solver runs a fixed
+    number of iterations.
+
+    Example:
+        >>> is_eager()
+        True
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return False
+    return torch._C._len_torch_dispatch_stack() == 0  # make_fx, fake tensors
