@@ -1,0 +1,61 @@
+"""Normalizing flows for Pyro: as transforms, as distributions and as automatic guides, with a verdict on the fit.
+
+Names are imported when first used, so that ``import pyro_flows`` costs little more than ``import pyro``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import data, diagnostics, distributions, flows, guides, infer, model, nn, solvers, testing, transforms
+    from .diagnostics import Diagnosis
+    from .distributions import FlowDistribution
+    from .guides import AutoFlow
+    from .infer import Fit, fit
+
+__version__ = "0.1.0.dev0"
+
+__all__ = [
+    "AutoFlow",
+    "Diagnosis",
+    "Fit",
+    "FlowDistribution",
+    "__version__",
+    "data",
+    "diagnostics",
+    "distributions",
+    "fit",
+    "flows",
+    "guides",
+    "infer",
+    "model",
+    "nn",
+    "solvers",
+    "testing",
+    "transforms",
+]
+
+_HOME = {
+    "AutoFlow": "guides",
+    "Diagnosis": "diagnostics",
+    "Fit": "infer",
+    "FlowDistribution": "distributions",
+    "fit": "infer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = _HOME.get(name)
+    if home is None:
+        return importlib.import_module(f".{name}", __name__)
+    value = getattr(importlib.import_module(f".{home}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))
