@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .bracketed_newton import bracketed_newton
 from .mode import is_eager
+from .tanh_root import sech_squared, tanh_root
 
-__all__ = ["is_eager"]
+__all__ = ["bracketed_newton", "is_eager", "sech_squared", "tanh_root"]
