@@ -1,0 +1,36 @@
+"""Stack of planar maps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..transforms.core import Compose, FlowTransform
+from ..transforms.planar import Planar
+from .registry import register
+
+
+@register("planar", cheap="forward", inverse="solved", paper="https://arxiv.org/abs/1505.05770")
+def planar(
+    input_dim: int, context_dim: int = 0, *, num_layers: int = 8, hidden_dims: Sequence[int] = (64,)
+) -> FlowTransform:
+    """A planar flow: ``num_layers`` maps of :class:`~pyro_flows.transforms.Planar` one after the other.
+
+    References:
+        Rezende, Mohamed (2015), *Variational inference with normalizing flows*, https://arxiv.org/abs/1505.05770
+
+    Args:
+        input_dim: Number of variables.
+        context_dim: Size of the context; 0 for none.
+        num_layers: Number of maps.
+        hidden_dims: Hidden layers of the networks from the context to the parameters; unused without a context.
+
+    Raises:
+        ValueError: If ``num_layers`` is not positive.
+
+    Example:
+        >>> planar(3, num_layers=2)(torch.ones(3)).tolist()
+        [1.0, 1.0, 1.0]
+    """
+    if num_layers < 1:
+        raise ValueError(f"num_layers must be at least 1, got {num_layers}")
+    return Compose([Planar(input_dim, context_dim, hidden_dims=hidden_dims) for _ in range(num_layers)])
