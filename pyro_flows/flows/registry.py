@@ -1,0 +1,171 @@
+"""Published flows by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from pyro_flows.transforms.core import CheapDirection, FlowTransform
+
+FlowFactory = Callable[..., FlowTransform]
+_F = TypeVar("_F", bound=FlowFactory)
+
+
+@dataclass(frozen=True)
+class FlowInfo:
+    """What the registry knows of a flow.
+
+    Args:
+        name: Name by which :func:`get` finds it.
+        factory: ``(input_dim, context_dim=0, **options) -> FlowTransform``.
+        cheap: Direction that needs one pass: ``"forward"`` samples fast, ``"inverse"`` scores fast, ``"both"`` does both.
+        inverse: How the other direction is computed, ``"closed"`` form or ``"solved"`` numerically.
+        paper: Address of the paper.
+
+    Example:
+        >>> from pyro_flows import flows
+        >>> flows.info("maf").cheap
+        'inverse'
+    """
+
+    name: str
+    factory: FlowFactory
+    cheap: CheapDirection
+    inverse: Literal["closed", "solved"]
+    paper: str
+
+
+_REGISTRY: dict[str, FlowInfo] = {}
+
+
+def register(
+    name: str, *, cheap: CheapDirection, inverse: Literal["closed", "solved"], paper: str
+) -> Callable[[_F], _F]:
+    """Register a factory ``(input_dim, context_dim=0, **options) -> FlowTransform`` under a name.
+
+    Args:
+        name: The name; must be free.
+        cheap: Direction that needs one pass.
+        inverse: How the other direction is computed.
+        paper: Address of the paper.
+
+    Raises:
+        ValueError: If the name is taken.
+
+    Example:
+        >>> from pyro_flows import flows
+        >>> from pyro_flows.transforms import AffineTril
+        >>> @flows.register("doc_affine", cheap="both", inverse="closed", paper="")
+        ... def doc_affine(input_dim, context_dim=0):
+        ...     return AffineTril(input_dim, context_dim)
+        >>> flows.get("doc_affine") is doc_affine
+        True
+        >>> flows.unregister("doc_affine")
+    """
+
+    def decorate(factory: _F) -> _F:
+        if name in _REGISTRY:
+            raise ValueError(f"name={name!r} is registered already, by {_REGISTRY[name].factory}; choose another name")
+        _REGISTRY[name] = FlowInfo(name, factory, cheap, inverse, paper)
+        return factory
+
+    return decorate
+
+
+def unregister(name: str) -> None:
+    """Forget a flow that :func:`register` made known.
+
+    Args:
+        name: Its name.
+
+    Raises:
+        ValueError: If no flow has that name.
+
+    Example:
+        See :func:`register`.
+    """
+    info(name)
+    del _REGISTRY[name]
+
+
+def names() -> tuple[str, ...]:
+    """Names of all registered flows, sorted.
+
+    Example:
+        >>> from pyro_flows import flows
+        >>> "real_nvp" in flows.names()
+        True
+    """
+    return tuple(sorted(_REGISTRY))
+
+
+def info(name: str) -> FlowInfo:
+    """What is known of a registered flow.
+
+    Args:
+        name: Its name.
+
+    Raises:
+        ValueError: If no flow has that name.
+
+    Example:
+        >>> from pyro_flows import flows
+        >>> flows.info("real_nvp").paper
+        'https://arxiv.org/abs/1605.08803'
+    """
+    if name not in _REGISTRY:
+        raise ValueError(f"no flow is named {name!r}; the names are {', '.join(names())}")
+    return _REGISTRY[name]
+
+
+def get(name: str) -> FlowFactory:
+    """Factory of a registered flow, ``(input_dim, context_dim=0, **options) -> FlowTransform``.
+
+    Args:
+        name: Its name.
+
+    Raises:
+        ValueError: If no flow has that name.
+
+    Example:
+        >>> from pyro_flows import flows
+        >>> flows.get("affine")(2).input_dim
+        2
+    """
+    return info(name).factory
+
+
+def build(flow: str | FlowFactory, input_dim: int, context_dim: int = 0, **options: Any) -> FlowTransform:
+    """Build a flow from a name or from a callable, and check what came out.
+
+    Args:
+        flow: Name in the registry or a callable ``(input_dim, context_dim, **options) -> FlowTransform``.
+        input_dim: Dimension D that the flow must have.
+        context_dim: Dimension of the context that it must take.
+        options: Passed to the factory.
+
+    Raises:
+        ValueError: If the name is unknown, or the factory returned something else than such a transform.
+
+    Example:
+        >>> from pyro_flows import flows
+        >>> flows.build("affine", 3).event_shape
+        torch.Size([3])
+    """
+    if isinstance(flow, str):
+        factory = get(flow)
+    elif callable(flow):
+        factory = flow
+    else:
+        raise ValueError(f"flow must be a name or a callable (input_dim, context_dim), got {type(flow).__name__}")
+    transform = factory(input_dim, context_dim, **options)
+    label = repr(flow) if isinstance(flow, str) else getattr(flow, "__name__", type(flow).__name__)
+    if not isinstance(transform, FlowTransform):
+        raise ValueError(f"flow={label} returned {type(transform).__name__}; it must return a FlowTransform")
+    if tuple(transform.event_shape) != (input_dim,) or transform.context_dim != context_dim:
+        raise ValueError(
+            f"flow={label} returned a transform with event shape {tuple(transform.event_shape)} and "
+            f"context_dim={transform.context_dim}; expected ({input_dim},) and {context_dim}"
+        )
+    return transform
