@@ -1,0 +1,75 @@
+"""Settings of the documentation site, and the generator of its reference pages."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pyro_flows
+
+project = "pyro_flows"
+author = "the pyro_flows contributors"
+copyright = author
+version = release = pyro_flows.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = f"pyro_flows {version}"
+
+myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_heading_anchors = 3
+# README, CONTRIBUTING and CHANGELOG are included from the root, where their relative links are right
+suppress_warnings = ["myst.xref_missing"]
+
+autodoc_default_options = {"members": True, "show-inheritance": True, "ignore-module-all": True}
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_inherit_docstrings = False
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+
+DOCS = Path(__file__).parent
+PACKAGE = Path(pyro_flows.__file__).parent
+GENERATED = DOCS / "generated"
+
+
+def write_reference() -> None:
+    """One page for each folder of the package, with every module in it: a new file appears without an edit here."""
+    shutil.rmtree(GENERATED, ignore_errors=True)
+    GENERATED.mkdir()
+    rooms: dict[str, list[str]] = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        if parts[-1] == "__main__" or parts == (PACKAGE.name, "__init__"):
+            continue
+        module = ".".join(parts).removesuffix(".__init__")
+        room = parts[1] if len(parts) > 2 else PACKAGE.name
+        rooms.setdefault(room, []).append(module)
+    for room, modules in rooms.items():
+        title = room if room == PACKAGE.name else f"{PACKAGE.name}.{room}"
+        lines = [title, "=" * len(title), ""]
+        for module in sorted(modules):
+            lines += [module, "-" * len(module), "", f".. automodule:: {module}", ""]
+        (GENERATED / f"{room}.rst").write_text("\n".join(lines))
+    toctree = [
+        "# Reference",
+        "",
+        "```{toctree}",
+        ":maxdepth: 2",
+        "",
+        *(f"generated/{room}" for room in sorted(rooms)),
+        "```",
+        "",
+    ]
+    (DOCS / "generated" / "index.md").write_text("\n".join(toctree).replace("generated/", ""))
+
+
+write_reference()
