@@ -59,17 +59,8 @@ def write_reference() -> None:
         for module in sorted(modules):
             lines += [module, "-" * len(module), "", f".. automodule:: {module}", ""]
         (GENERATED / f"{room}.rst").write_text("\n".join(lines))
-    toctree = [
-        "# Reference",
-        "",
-        "```{toctree}",
-        ":maxdepth: 2",
-        "",
-        *(f"generated/{room}" for room in sorted(rooms)),
-        "```",
-        "",
-    ]
-    (DOCS / "generated" / "index.md").write_text("\n".join(toctree).replace("generated/", ""))
+    index = ["# Reference", "", "```{toctree}", ":maxdepth: 2", "", *sorted(rooms), "```", ""]
+    (GENERATED / "index.md").write_text("\n".join(index))
 
 
 write_reference()
