@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
+from .implicit import ValueAndSlope, attach_gradient
 from .mode import is_eager
-
-#: Maps ``x`` to the value and the slope of an increasing function at ``x``, all of the same shape.
-ValueAndSlope = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 _GROWTH = 8.0  # of the stride, for each step taken before the root is enclosed
 
@@ -26,13 +22,13 @@ def bracketed_newton(
 ) -> Tensor:
     r"""Solve :math:`f(x) = t` for a strictly increasing :math:`f`, each element by itself.
 
-    Newton steps, replaced by a bisection wherever they leave the bracket or do not halve the previous step. The bracket
-    holds evaluated points only: where the root is not yet enclosed it is sought outwards with strides that grow eightfold,
-    however far it is, so that nothing is ever clipped to a fixed interval. An element has converged when its step, its
-    bracket or its residual is down at rounding level; from then on it is frozen.
+    Newton steps, replaced by a bisection wherever they leave the bracket or do not halve the previous step. The
+    bracket holds evaluated points only: where the root is not yet enclosed it is sought outwards with strides that grow
+    eightfold, however far it is, so that nothing is ever clipped to a fixed interval. An element has converged when its
+    step, its bracket or its residual is down at rounding level; from then on it is frozen.
 
-    Gradients with respect to ``target`` and to whatever ``function`` closes over do not go through the iterations: two
-    Newton steps of value zero are recorded at the solution, which makes first and second derivatives right.
+    Gradients with respect to ``target`` and to whatever ``function`` closes over go through the solution, not through
+    the iterations (:func:`attach_gradient`); first and second derivatives are right.
 
     References:
         Press et al. (2007), *Numerical Recipes*, section 9.4 (safeguarded Newton, the bracketed form)
@@ -48,8 +44,8 @@ def bracketed_newton(
             and tracing; in eager mode the loop ends with the last element.
 
     Returns:
-        The roots, shape ``(*)``. NaN where ``target`` is not finite or ``function`` returns NaN, and, outside eager mode,
-        where an element has not converged.
+        The roots, shape ``(*)``. NaN where ``target`` is not finite or ``function`` returns NaN, and, outside eager
+        mode, where an element has not converged.
 
     Raises:
         RuntimeError: In eager mode, if an element has not converged after ``max_iterations``.
@@ -67,17 +63,12 @@ def bracketed_newton(
         if is_eager() and not bool(converged.all()):
             residual = (function(root)[0] - target).abs()[~converged]
             raise RuntimeError(
-                f"bracketed_newton: {residual.numel()} of {target.numel()} elements have not converged in {max_iterations} "
-                f"iterations (largest residual {float(residual.max()):.3g}); check that the function increases strictly "
-                "and reaches the target, or raise max_iterations"
+                f"bracketed_newton: {residual.numel()} of {target.numel()} elements have not converged in "
+                f"{max_iterations} iterations (largest residual {float(residual.max()):.3g}); check that the function "
+                "increases strictly and reaches the target, or raise max_iterations"
             )
         root = torch.where(converged, root, torch.nan)
-    root = root.detach()
-    for _ in range(2):
-        value, slope = function(root)
-        step = (value - target) / slope
-        root = root - (step - step.detach())
-    return root
+    return attach_gradient(function, target, root)
 
 
 def _search(

@@ -11,9 +11,9 @@ from .core import FlowTransform
 class ActNorm(FlowTransform):
     r"""Affine map :math:`y = e^{s} x + b` of every variable, with a start taken from data.
 
-    :math:`\log|\det dy/dx| = \sum_i s_i`. It is the identity until :meth:`initialize`, which makes the outputs of a batch
-    have mean 0 and standard deviation 1. A forward pass never initialises it, so that nothing depends on which batch
-    happens to come first.
+    :math:`\log|\det dy/dx| = \sum_i s_i`. It is the identity until :meth:`initialize`, which makes the outputs of a
+    batch have mean 0 and standard deviation 1. A forward pass never initialises it, so that nothing depends on which
+    batch happens to come first.
 
     References:
         Kingma, Dhariwal (2018), *Glow*, https://arxiv.org/abs/1807.03039

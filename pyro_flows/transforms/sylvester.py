@@ -20,9 +20,9 @@ class Sylvester(FlowTransform):
 
     :math:`Q` holds the first ``M`` columns of a product of Householder reflections, :math:`R` and :math:`\tilde R` are
     upper triangular; :math:`\log|\det dy/dx| = \sum_i \log(1 + c_i \, \mathrm{sech}^2 v_i)` with
-    :math:`v = \tilde R Q^\top x + b` and :math:`c_i = r_{ii} \tilde r_{ii}`. It is invertible for :math:`c_i > -1`, which
-    holds by construction: the raw :math:`r_{ii}` is multiplied by :math:`\sigma(\operatorname{arsinh}(a_i / 2))` where
-    :math:`a_i` is the raw product (see :class:`Planar`). :math:`R` starts at zero: the identity.
+    :math:`v = \tilde R Q^\top x + b` and :math:`c_i = r_{ii} \tilde r_{ii}`. It is invertible for :math:`c_i > -1`,
+    which holds by construction: the raw :math:`r_{ii}` is multiplied by :math:`\sigma(\operatorname{arsinh}(a_i / 2))`
+    where :math:`a_i` is the raw product (see :class:`Planar`). :math:`R` starts at zero: the identity.
 
     The inverse works on :math:`z = Q^\top x`. From the last coordinate to the first, each is the root of one scalar
     equation :math:`v_i + c_i \tanh v_i = t_i`, where :math:`t_i` holds what the later ones gave: ``M`` scalar solves,

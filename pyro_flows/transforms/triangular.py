@@ -86,9 +86,7 @@ def triangular_solve(matrix: Tensor, y: Tensor, *, upper: bool, unit_diagonal: b
     """
     if matrix.dim() == 2:
         rows = y.reshape(-1, y.shape[-1])
-        x = torch.linalg.solve_triangular(
-            matrix.mT, rows, upper=not upper, left=False, unitriangular=unit_diagonal
-        )
+        x = torch.linalg.solve_triangular(matrix.mT, rows, upper=not upper, left=False, unitriangular=unit_diagonal)
         return x.reshape(y.shape)
     x = torch.linalg.solve_triangular(matrix, y.unsqueeze(-1), upper=upper, unitriangular=unit_diagonal)
     return x.squeeze(-1)
