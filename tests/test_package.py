@@ -34,7 +34,7 @@ def loaded_heavy(code: str) -> set[str]:
 
 def test_importing_adds_at_most_15_percent_to_importing_pyro():
     # Both are timed in the same process, so that load on the machine hits numerator and denominator alike, in five
-    # fresh processes. Measured 0.001: for a false alarm three of five would have to stall for 0.2 s in a window of 2 ms.
+    # fresh processes. Measured 0.001: a false alarm needs three of five stalled for 0.2 s in a window of 2 ms.
     code = """
 import time
 start = time.perf_counter(); import pyro
