@@ -67,7 +67,7 @@ def bracketed_newton(
                 f"{max_iterations} iterations (largest residual {float(residual.max()):.3g}); check that the function "
                 "increases strictly and reaches the target, or raise max_iterations"
             )
-        root = torch.where(converged, root, torch.nan)
+        root = root.masked_fill(~converged, torch.nan)
     return attach_gradient(function, target, root)
 
 
@@ -83,7 +83,7 @@ def _search(
     eps = torch.finfo(target.dtype).eps
     eager = is_eager()
     usable = torch.isfinite(target) & torch.isfinite(start)
-    x = torch.where(usable, start, torch.nan)
+    x = start.masked_fill(~usable, torch.nan)
     lower = torch.full_like(x, -torch.inf)
     upper = torch.full_like(x, torch.inf)
     stride = torch.zeros_like(x) + stride
@@ -113,7 +113,7 @@ def _search(
         undefined = torch.isnan(value)
         finishes = solved | narrow | still | undefined
         # The last Newton step is taken too: it turns an error at the tolerance into one at rounding level.
-        last = torch.where(undefined, torch.nan, torch.where(trusted, newton, x))
+        last = torch.where(trusted, newton, x).masked_fill(undefined, torch.nan)
         new_x = torch.where(finishes, last, proposal)
         previous_step = torch.where(converged, previous_step, (new_x - x).abs())
         x = torch.where(converged, x, new_x)

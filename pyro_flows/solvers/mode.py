@@ -15,7 +15,7 @@ def is_eager() -> bool:
         >>> is_eager()
         True
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch._C._is_tracing():
         return False
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return False

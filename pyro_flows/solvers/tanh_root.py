@@ -84,4 +84,4 @@ def _newton(c: Tensor, target: Tensor) -> Tensor:
             f"{_MAX_EAGER_ITERATIONS} iterations; the largest of their coefficients, {float(c[~converged].max()):.6g}, "
             "should be far smaller"
         )
-    return torch.where(converged & usable, torch.copysign(v, target), torch.nan)
+    return torch.copysign(v, target).masked_fill(~(converged & usable), torch.nan)

@@ -51,7 +51,7 @@ class ContextParameters(nn.Module):
         values = tuple(getattr(self, name) for name in self.names)
         if self.network is None or context is None:
             return values
-        offsets = torch.split(self.network(context), self.sizes, dim=-1)
+        offsets = torch.split(self.network(context), list(self.sizes), dim=-1)
         batch = context.shape[:-1]
         return tuple(
             value + offset.reshape(batch + shape)

@@ -60,6 +60,12 @@ def test_an_element_that_has_not_converged_is_nan_outside_eager_mode():
         torch.testing.assert_close(found[0], torch.tensor(0.5).tan())
 
 
+def test_an_element_on_its_way_is_nan_not_a_wrong_number():
+    target = torch.tensor([2.0, 1e9])
+    found = torch.func.vmap(lambda t: bracketed_newton(cubic, t, torch.ones_like(t), max_iterations=4))(target)
+    assert torch.isnan(found).tolist() == [False, True]
+
+
 def test_non_finite_targets_give_nan_and_leave_the_other_elements_alone():
     found = bracketed_newton(cubic, torch.tensor([torch.nan, 2.0, torch.inf]), torch.zeros(()))
     assert torch.isnan(found).tolist() == [True, False, True]

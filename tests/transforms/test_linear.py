@@ -17,7 +17,7 @@ D, C = 4, 3
 UNCONDITIONAL = {
     "permutation": lambda: Permutation([2, 0, 3, 1]),
     "lu": lambda: LULinear(D),
-    "lu_permuted": lambda: LULinear(D, permutation=[1, 0, 3, 2]),
+    "lu_permuted": lambda: LULinear(D, permutation=[1, 2, 3, 0]),
     "householder": lambda: Householder(D),
     "householder_odd": lambda: Householder(D, num_reflections=3),
     "actnorm": lambda: ActNorm(D),
@@ -188,14 +188,14 @@ def test_a_permutation_of_another_size_is_refused():
 
 
 def test_lu_is_the_product_of_its_factors():
-    transform = randomised(lambda: LULinear(D, permutation=[1, 0, 3, 2]))
+    transform = randomised(lambda: LULinear(D, permutation=[1, 2, 3, 0]))
     values = dict(transform.params.named_parameters())
     index = strictly_lower_index(D)
     identity = torch.eye(D, dtype=torch.float64)
     lower = unpack(values["lower"], index) + identity
     upper = unpack(values["upper"], index.mT) + torch.diag(values["log_diagonal"].exp())
     x = torch.randn(D, dtype=torch.float64)
-    expected = identity[[1, 0, 3, 2]] @ lower @ upper @ x + values["bias"]
+    expected = identity[[1, 2, 3, 0]] @ lower @ upper @ x + values["bias"]
     torch.testing.assert_close(transform.forward_and_log_det(x)[0], expected)
 
 
