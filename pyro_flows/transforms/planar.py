@@ -50,7 +50,7 @@ class Planar(FlowTransform):
             {
                 "u": torch.zeros(input_dim),
                 "w": torch.randn(input_dim) / input_dim**0.5,
-                "b": torch.zeros(()),
+                "b": torch.zeros(1),
             },
             context_dim,
             hidden_dims,
@@ -59,16 +59,16 @@ class Planar(FlowTransform):
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return :math:`y` of shape ``(*, D)`` and the log-determinant of shape ``(*)``."""
         u, w, b, c = self._constrained(context)
-        v = (w * x).sum(-1) + b
-        return x + u * torch.tanh(v).unsqueeze(-1), torch.log1p(c * sech_squared(v))
+        v = (w * x).sum(-1, keepdim=True) + b
+        return x + u * torch.tanh(v), torch.log1p(c * sech_squared(v)).squeeze(-1)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return :math:`x` of shape ``(*, D)`` and the log-determinant of the inverse, shape ``(*)``."""
         u, w, b, c = self._constrained(context)
-        v = tanh_root(c, (w * y).sum(-1) + b)
-        return y - u * torch.tanh(v).unsqueeze(-1), -torch.log1p(c * sech_squared(v))
+        v = tanh_root(c, (w * y).sum(-1, keepdim=True) + b)
+        return y - u * torch.tanh(v), -torch.log1p(c * sech_squared(v)).squeeze(-1)
 
     def _constrained(self, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         u, w, b = self.params(context)
-        log_slope = torch.asinh(0.5 * (w * u).sum(-1))
-        return u * torch.sigmoid(log_slope).unsqueeze(-1), w, b, torch.expm1(log_slope)
+        log_slope = torch.asinh(0.5 * (w * u).sum(-1, keepdim=True))
+        return u * torch.sigmoid(log_slope), w, b, torch.expm1(log_slope)

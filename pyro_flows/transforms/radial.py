@@ -45,8 +45,8 @@ class Radial(FlowTransform):
         self.params = ContextParameters(
             {
                 "center": torch.randn(input_dim) / input_dim**0.5,
-                "log_alpha": torch.zeros(()),
-                "beta": torch.zeros(()),
+                "log_alpha": torch.zeros(1),
+                "beta": torch.zeros(1),
             },
             context_dim,
             hidden_dims,
@@ -56,26 +56,27 @@ class Radial(FlowTransform):
         """Return :math:`y` of shape ``(*, D)`` and the log-determinant of shape ``(*)``."""
         center, log_alpha, excess = self._constrained(context)
         offset = x - center
-        rho = torch.linalg.vector_norm(offset, dim=-1) * (-log_alpha).exp()
-        y = x + (excess / (1.0 + rho)).unsqueeze(-1) * offset
+        rho = torch.linalg.vector_norm(offset, dim=-1, keepdim=True) * (-log_alpha).exp()
+        y = x + excess / (1.0 + rho) * offset
         return y, self._log_det(rho, excess)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return :math:`x` of shape ``(*, D)`` and the log-determinant of the inverse, shape ``(*)``."""
         center, log_alpha, excess = self._constrained(context)
         offset = y - center
-        size = torch.linalg.vector_norm(offset, dim=-1) * (-log_alpha).exp()
+        size = torch.linalg.vector_norm(offset, dim=-1, keepdim=True) * (-log_alpha).exp()
         slope = 1.0 + excess
         # rho^2 + (slope - size) rho - size = 0; of its two forms the one that does not cancel.
         gap = size - slope
         total = gap.abs() + torch.sqrt(gap * gap + 4.0 * size)
         rho = torch.where(gap > 0, 0.5 * total, 2.0 * size / total)
-        x = y - (excess / (slope + rho)).unsqueeze(-1) * offset
+        x = y - excess / (slope + rho) * offset
         return x, -self._log_det(rho, excess)
 
     def _log_det(self, rho: Tensor, excess: Tensor) -> Tensor:
         ratio = excess / (1.0 + rho)
-        return (self.input_dim - 1) * torch.log1p(ratio) + torch.log1p(ratio / (1.0 + rho))
+        log_det = (self.input_dim - 1) * torch.log1p(ratio) + torch.log1p(ratio / (1.0 + rho))
+        return log_det.squeeze(-1)
 
     def _constrained(self, context: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         center, log_alpha, beta = self.params(context)

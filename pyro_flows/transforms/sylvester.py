@@ -98,20 +98,18 @@ class Sylvester(FlowTransform):
         """Return :math:`x` of shape ``(*, D)`` and the log-determinant of the inverse, shape ``(*)``."""
         vectors, outer, outer_diagonal, inner, inner_diagonal, bias, c = self._constrained(context)
         target = self._project(y, vectors)
-        z: list[Tensor] = []  # of the coordinates i + 1 … M - 1
-        h: list[Tensor] = []
-        log_det = y.new_zeros(y.shape[:-1])
+        z = h = v = target[..., :0]  # of the coordinates done so far, the last of all at the end
         for i in reversed(range(self.num_units)):
-            rest, shift = target[..., i], bias[..., i]
-            if z:
-                rest = rest - (outer[..., i, i + 1 :] * torch.stack(h, -1)).sum(-1)
-                shift = shift + (inner[..., i, i + 1 :] * torch.stack(z, -1)).sum(-1)
-            v = tanh_root(c[..., i], inner_diagonal[..., i] * rest + shift)
-            h.insert(0, torch.tanh(v))
-            z.insert(0, rest - outer_diagonal[..., i] * h[0])
-            log_det = log_det - torch.log1p(c[..., i] * sech_squared(v))
-        hidden = torch.stack(h, -1)
-        return y - self._embed(matvec(outer, hidden) + outer_diagonal * hidden, vectors), log_det
+            here = slice(i, i + 1)
+            rest = target[..., here] - (outer[..., i, i + 1 :] * h).sum(-1, keepdim=True)
+            shift = bias[..., here] + (inner[..., i, i + 1 :] * z).sum(-1, keepdim=True)
+            v_i = tanh_root(c[..., here], inner_diagonal[..., here] * rest + shift)
+            h_i = torch.tanh(v_i)
+            v = torch.cat([v_i, v], -1)
+            h = torch.cat([h_i, h], -1)
+            z = torch.cat([rest - outer_diagonal[..., here] * h_i, z], -1)
+        x = y - self._embed(matvec(outer, h) + outer_diagonal * h, vectors)
+        return x, -torch.log1p(c * sech_squared(v)).sum(-1)
 
     def _project(self, x: Tensor, vectors: Tensor) -> Tensor:
         return reflect(x, vectors, transpose=True)[..., : self.num_units]

@@ -186,6 +186,16 @@ def test_compiled_and_vmapped_as_in_eager_mode(name):
         torch.testing.assert_close(torch.func.vmap(method)(x), expected)
 
 
+@pytest.mark.parametrize("name", UNCONDITIONAL)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:DeprecationWarning")  # torch itself, in its decompositions
+def test_forward_mode_derivatives_of_the_inverse_agree_with_reverse_mode(name):
+    """In float32 and without a batch: torch's forward mode promotes a zero-dimensional tensor times a number."""
+    transform = randomised(UNCONDITIONAL[name], torch.float32)
+    y = torch.randn(D)
+    found, expected = (jac(transform.inverse_and_log_det)(y) for jac in (torch.func.jacfwd, torch.func.jacrev))
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", ONE_VARIABLE)
 def test_one_variable_is_increasing_with_a_density_that_integrates_to_one(name):
     transform = randomised(ONE_VARIABLE[name], scale=2.0)
@@ -242,7 +252,7 @@ def test_sylvester_with_one_unit_is_planar():
     with torch.no_grad():
         plane.params.u.copy_(q * values["outer_diagonal"])
         plane.params.w.copy_(q * values["inner_diagonal"])
-        plane.params.b.copy_(values["bias"][0])
+        plane.params.b.copy_(values["bias"])
     x = torch.randn(7, D, dtype=torch.float64)
     torch.testing.assert_close(transform.forward_and_log_det(x), plane.forward_and_log_det(x))
     torch.testing.assert_close(transform.inverse_and_log_det(x), plane.inverse_and_log_det(x))
