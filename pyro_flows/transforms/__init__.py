@@ -2,25 +2,38 @@
 
 from .actnorm import ActNorm
 from .affine_tril import AffineTril
+from .autoregressive import Autoregressive
 from .core import Compose, Conditioned, FlowTransform, Inverse
+from .coupling import Coupling
+from .elementwise import Elementwise
 from .householder import Householder
+from .lower_cholesky_affine import LowerCholeskyAffine
 from .lu_linear import LULinear
 from .permutation import Permutation
 from .planar import Planar
 from .radial import Radial
 from .sylvester import Sylvester
+from .univariate import Affine, RationalQuadraticSpline, Shift, UnivariateMap
 
 __all__ = [
     "ActNorm",
+    "Affine",
     "AffineTril",
+    "Autoregressive",
     "Compose",
     "Conditioned",
+    "Coupling",
+    "Elementwise",
     "FlowTransform",
     "Householder",
     "Inverse",
     "LULinear",
+    "LowerCholeskyAffine",
     "Permutation",
     "Planar",
     "Radial",
+    "RationalQuadraticSpline",
+    "Shift",
     "Sylvester",
+    "UnivariateMap",
 ]

@@ -1,0 +1,385 @@
+"""AutoFlow: one normalizing flow over all continuous latents of a Pyro model."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.distributions.util import sum_rightmost
+from pyro.infer.autoguide import AutoContinuous
+from pyro.infer.autoguide.initialization import init_to_median
+from torch import Tensor
+
+from pyro_flows.distributions import FlowDistribution
+from pyro_flows.flows.registry import FlowFactory, build
+from pyro_flows.model.sites import InitToSupport, is_circular, is_enumerated, site_support, site_transform
+from pyro_flows.transforms import Compose, FlowTransform
+from pyro_flows.transforms.lower_cholesky_affine import LowerCholeskyAffine
+
+from .site_delta import SiteDelta
+
+_INSTANCES = itertools.count()
+
+
+class AutoFlow(AutoContinuous):  # type: ignore[misc]
+    r"""Automatic guide :math:`q(z) = q_0(f^{-1}(z))\,|\det \partial f^{-1}/\partial z|` over all continuous latents.
+
+    The unconstrained latents are :math:`z = \mu + L\, f_\theta(\epsilon)`: a flow :math:`f_\theta`, at the identity when training
+    starts, in coordinates that are whitened by a fixed location and scale. These start at ``init_loc_fn`` and ``init_scale``.
+    Discrete sites that are enumerated (``infer={"enumerate": "parallel"}``) are left to ``TraceEnum_ELBO``. A VonMises site, which
+    Pyro declares real, is taken as the circle cut at :math:`\pm\pi`.
+
+    Works with every Pyro ELBO, vectorised particles, ``Predictive``, ``NeuTraReparam``.
+
+    Args:
+        model: A Pyro model.
+        flow: Name of a registered flow (see :func:`pyro_flows.flows.names`) or a callable
+            ``(input_dim, context_dim) -> FlowTransform``.
+        init_loc_fn: Per-site initialisation, as for Pyro's guides. A site whose prior cannot be sampled starts at the centre
+            of its support.
+        init_scale: Standard deviation of the unconstrained latents at the start. Must be positive.
+        base: Distribution of :math:`\epsilon` with event shape ``(D,)``, or a callable ``D -> distribution``; standard normal
+            by default.
+        flow_options: Keyword arguments of a registered flow, such as ``{"num_layers": 8}``.
+        create_plates: As for Pyro's guides: returns the plates of the call, for subsampling.
+
+    Raises:
+        ValueError: If an argument is not as described; at :meth:`setup`, if the model has no continuous latent, a discrete one
+            that is not enumerated, or a latent local to a subsampled plate (use ``AutoPlateFlow``).
+
+    References:
+        Rezende, Mohamed (2015), *Variational inference with normalizing flows*, https://arxiv.org/abs/1505.05770
+
+    Example:
+        >>> def model():
+        ...     scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        ...     pyro.sample("x", dist.Normal(0.0, scale))
+        >>> guide = AutoFlow(model, flow="affine").setup()
+        >>> sorted(guide())
+        ['scale', 'x']
+    """
+
+    distribution: FlowDistribution
+    flow: FlowTransform
+    whitening: LowerCholeskyAffine
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        flow: str | FlowFactory = "real_nvp",
+        *,
+        init_loc_fn: Callable[[Any], Tensor] = init_to_median,
+        init_scale: float = 0.1,
+        base: dist.Distribution | Callable[[int], dist.Distribution] | None = None,
+        flow_options: Mapping[str, Any] | None = None,
+        create_plates: Callable[..., Any] | None = None,
+    ) -> None:
+        if not callable(model):
+            raise ValueError(f"model must be callable, got {type(model).__name__}")
+        if not (isinstance(init_scale, (int, float)) and init_scale > 0):
+            raise ValueError(f"init_scale must be a positive number, got {init_scale!r}")
+        if not callable(init_loc_fn):
+            raise ValueError(f"init_loc_fn must be callable, got {type(init_loc_fn).__name__}; see pyro.infer.autoguide.init_to_*")
+        super().__init__(model, init_loc_fn=InitToSupport(init_loc_fn))
+        self.create_plates = create_plates
+        self._raw_model = (model,)
+        self._flow = flow
+        self._flow_options = dict(flow_options or {})
+        self._base_factory = base
+        self._init_scale = float(init_scale)
+        self._call_shapes: Any = None
+        self._renew_name()
+
+    # Names and copies
+
+    def _renew_name(self) -> None:
+        # Pyro keeps the parameters of two modules of one name in one place, and only the first would train.
+        self._pyro_name = f"{type(self).__name__}${next(_INSTANCES)}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        state.update(_model=(None,), _raw_model=(None,), master=None, create_plates=None, plates={})
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._renew_name()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AutoFlow:
+        new = type(self).__new__(type(self))
+        memo[id(self)] = new
+        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        new.__dict__.update(_model=self._model, _raw_model=self._raw_model, create_plates=self.create_plates)
+        return new
+
+    # Setting up
+
+    def setup(self, *args: Any, **kwargs: Any) -> AutoFlow:
+        """Read the model and build all parameters, before the first step.
+
+        Args:
+            args: Arguments of the model.
+            kwargs: Keyword arguments of the model.
+
+        Returns:
+            This guide.
+
+        Raises:
+            ValueError: If the model does not suit this guide; the message names the site.
+        """
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+            self._create_plates(*args, **kwargs)
+        return self
+
+    @staticmethod
+    def _prototype_hide_fn(site: dict[str, Any]) -> bool:
+        return bool(AutoContinuous._prototype_hide_fn(site) or is_enumerated(site))
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        if self.model is None:
+            raise ValueError("this guide was copied or unpickled without its model before setup; build it anew with the model")
+        with torch.no_grad():
+            super(AutoContinuous, self)._setup_prototype(*args, **kwargs)
+            sites = list(self.prototype_trace.iter_stochastic_nodes())
+            check_latents(sites, type(self).__name__)
+            self._transforms = {name: site_transform(site["fn"]) for name, site in sites}
+            self._unconstrained_shapes = {name: self._transforms[name].inv(site["value"]).shape for name, site in sites}
+            self._cond_indep_stacks = {name: site["cond_indep_stack"] for name, site in sites}
+            self._circular = [name for name, site in sites if is_circular(site["fn"])]
+            self.latent_dim = sum(shape.numel() for shape in self._unconstrained_shapes.values())
+            loc = self._init_loc()
+        self.whitening = LowerCholeskyAffine(loc, torch.full_like(loc, self._init_scale))
+        options = self._flow_options
+        self.flow = build(self._flow, self.latent_dim, **options).to(device=loc.device, dtype=loc.dtype)
+        base = self._base_factory
+        if callable(base) and not isinstance(base, dist.Distribution):
+            base = base(self.latent_dim)
+        self.distribution = FlowDistribution(Compose([self.flow, self.whitening]), base)
+        self._call_shapes = _shapes(args, kwargs)
+
+    def _init_loc(self) -> Tensor:
+        parts = []
+        for name, site in self.prototype_trace.iter_stochastic_nodes():
+            value = self._transforms[name].inv(site["value"].detach()).reshape(-1)
+            if not bool(torch.isfinite(value).all()):
+                raise ValueError(
+                    f"init_loc_fn gave site {name!r} a value on the edge of its support ({site['value'].reshape(-1)[:5].tolist()}); "
+                    f"start inside the support {site_support(site['fn'])}"
+                )
+            parts.append(value)
+        dtypes = {part.dtype for part in parts}
+        if len(dtypes) > 1:
+            raise ValueError(f"latent sites have different dtypes {sorted(map(str, dtypes))}; give all priors one dtype")
+        return torch.cat(parts)
+
+    def _check_call(self, args: Any, kwargs: Any) -> None:
+        """Read the model again when the arguments have other shapes, and refuse latents of another shape."""
+        shapes = _shapes(args, kwargs)
+        if shapes == self._call_shapes or self.model is None:
+            return
+        model = poutine.block(self.model, self._prototype_hide_fn)
+        with torch.no_grad():
+            trace = poutine.block(poutine.trace(model).get_trace)(*args, **kwargs)
+        found = {name: tuple(site["value"].shape) for name, site in trace.iter_stochastic_nodes()}
+        known = {name: tuple(site["value"].shape) for name, site in self.prototype_trace.iter_stochastic_nodes()}
+        for name in [*known, *found]:
+            if known.get(name) != found.get(name):
+                raise ValueError(
+                    f"latent site {name!r} had shape {known.get(name)} at setup and has {found.get(name)} in this call; "
+                    f"{type(self).__name__} needs latents of fixed shape"
+                )
+        self._call_shapes = shapes
+
+    # Pyro's interface
+
+    def get_base_dist(self) -> dist.Distribution:
+        """Distribution of the noise, event shape ``(D,)``."""
+        return self.distribution.base
+
+    def get_transform(self, *args: Any, **kwargs: Any) -> FlowTransform:
+        """Transform from noise to the unconstrained latents, both ``(*, D)``.
+
+        Raises:
+            ValueError: If a latent is circular and no arguments are given, as ``NeuTraReparam`` does; it would take the circle for a line.
+        """
+        if self._circular and not args and not kwargs:
+            raise ValueError(f"sites {self._circular} are circular, which NeuTraReparam does not know; use NUTS on the model itself")
+        return self.distribution.transform
+
+    def get_posterior(self, *args: Any, **kwargs: Any) -> FlowDistribution:
+        """Distribution of the unconstrained latents, event shape ``(D,)``."""
+        return self.distribution
+
+    def sample_latent(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Draw the unconstrained latents as an auxiliary Pyro site."""
+        name = f"_{self._pyro_name}_latent"
+        return pyro.sample(name, self.get_posterior(*args, **kwargs), infer={"is_auxiliary": True})
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Draw all latents, with the arguments of the model.
+
+        Returns:
+            A value per latent site.
+
+        Raises:
+            ValueError: If the model's latents have another shape than at :meth:`setup`.
+        """
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+        self._check_call(args, kwargs)
+        latent = self.sample_latent(*args, **kwargs)
+        plates = self._create_plates(*args, **kwargs)
+        result = {}
+        for site, unconstrained in self._unpack_latent(latent):
+            name, event_dim = site["name"], site["fn"].event_dim
+            transform = self._transforms[name]
+            value = transform(unconstrained)
+            log_density: Tensor | float = 0.0
+            if poutine.get_mask() is not False:
+                log_density = -transform.log_abs_det_jacobian(unconstrained, value)
+                log_density = sum_rightmost(log_density, log_density.dim() - value.dim() + event_dim)
+            with ExitStack() as stack:
+                for frame in self._cond_indep_stacks[name]:
+                    stack.enter_context(plates[frame.name])
+                result[name] = pyro.sample(name, SiteDelta(value, log_density=log_density, event_dim=event_dim))
+        return result
+
+    # Draws and densities
+
+    def constrain(self, latent: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        r"""Site values of unconstrained latents.
+
+        Args:
+            latent: Unconstrained latents, ``(*, D)``.
+
+        Returns:
+            A dictionary of values ``(*, site shape)`` and :math:`\log|\det|` of the map, ``(*)``.
+        """
+        values: dict[str, Tensor] = {}
+        total = latent.new_zeros(latent.shape[:-1])
+        start = 0
+        for name, shape in self._unconstrained_shapes.items():
+            unconstrained = latent[..., start : start + shape.numel()].reshape(latent.shape[:-1] + shape)
+            transform = self._transforms[name]
+            values[name] = transform(unconstrained)
+            log_det = transform.log_abs_det_jacobian(unconstrained, values[name])
+            total = total + sum_rightmost(log_det, log_det.dim() - total.dim())
+            start += shape.numel()
+        return values, total
+
+    def log_prob(self, values: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Log-density of the guide at given site values, in the constrained space of the model.
+
+        Args:
+            values: A value ``(*, site shape)`` for every latent site.
+            args: Arguments of the model, needed only before :meth:`setup`.
+            kwargs: Keyword arguments of the model.
+
+        Returns:
+            Log-density, ``(*)``.
+
+        Raises:
+            ValueError: If a site is missing, unknown or of the wrong shape.
+        """
+        self.setup(*args, **kwargs)
+        if set(values) != set(self._unconstrained_shapes):
+            raise ValueError(f"values must hold the sites {sorted(self._unconstrained_shapes)}, got {sorted(values)}")
+        parts, total = [], None
+        for name, site in self.prototype_trace.iter_stochastic_nodes():
+            shape, value, transform = site["value"].shape, values[name], self._transforms[name]
+            if value.shape[value.dim() - len(shape) :] != shape:
+                raise ValueError(f"values[{name!r}] has shape {tuple(value.shape)}, expected (*, {', '.join(map(str, shape))})")
+            batch = value.shape[: value.dim() - len(shape)]
+            unconstrained = transform.inv(value)
+            log_det = transform.log_abs_det_jacobian(unconstrained, value)
+            log_det = sum_rightmost(log_det, log_det.dim() - len(batch))
+            parts.append(unconstrained.reshape(*batch, -1))
+            total = log_det if total is None else total + log_det
+        return self.distribution.log_prob(torch.cat(parts, -1)) - total
+
+    @torch.no_grad()
+    def median(self, *args: Any, num_samples: int = 10_000, **kwargs: Any) -> dict[str, Tensor]:
+        """Median of every latent site, from draws.
+
+        Args:
+            args: Arguments of the model, needed only before :meth:`setup`.
+            num_samples: Number of draws.
+            kwargs: Keyword arguments of the model.
+        """
+        return {name: value[0] for name, value in self.quantiles([0.5], *args, num_samples=num_samples, **kwargs).items()}
+
+    @torch.no_grad()
+    def quantiles(
+        self, quantiles: Sequence[float] | Tensor, *args: Any, num_samples: int = 10_000, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Quantiles of every latent site, from draws; taken marginally in unconstrained coordinates, as Pyro's are.
+
+        Args:
+            quantiles: Probabilities between 0 and 1, ``(Q,)``.
+            args: Arguments of the model, needed only before :meth:`setup`.
+            num_samples: Number of draws.
+            kwargs: Keyword arguments of the model.
+
+        Returns:
+            Values ``(Q, site shape)`` per site.
+
+        Raises:
+            ValueError: If a probability is outside [0, 1].
+        """
+        self.setup(*args, **kwargs)
+        latent = self.distribution.sample((num_samples,))
+        probs = torch.as_tensor(quantiles, dtype=latent.dtype, device=latent.device).reshape(-1)
+        if not bool(((probs >= 0) & (probs <= 1)).all()):
+            raise ValueError(f"quantiles must lie between 0 and 1, got {probs.tolist()}")
+        return self.constrain(torch.quantile(latent, probs, dim=0))[0]
+
+    def _unpack_latent(self, latent: Tensor) -> Iterator[tuple[dict[str, Any], Tensor]]:
+        start = 0
+        for name, site in self.prototype_trace.iter_stochastic_nodes():
+            shape = self._unconstrained_shapes[name]
+            event_dim = site["fn"].event_dim + len(shape) - site["value"].dim()
+            full = torch.broadcast_shapes(shape, latent.shape[:-1] + (1,) * event_dim)
+            yield site, latent[..., start : start + shape.numel()].view(full)
+            start += shape.numel()
+
+
+def check_latents(sites: Sequence[tuple[str, dict[str, Any]]], guide: str) -> None:
+    """Refuse sites that one flow over all latents cannot serve.
+
+    Args:
+        sites: Names and sites of the latents.
+        guide: Name of the guide, for the message.
+
+    Raises:
+        ValueError: If there is none, one is discrete, or one is local to a subsampled plate.
+    """
+    if not sites:
+        raise ValueError(f"the model has no continuous latent sites, so {guide} has nothing to approximate; use an empty guide")
+    for name, site in sites:
+        if site["fn"].support.is_discrete:
+            raise ValueError(
+                f"latent site {name!r} is discrete; mark it infer={{'enumerate': 'parallel'}} and use TraceEnum_ELBO, "
+                f"or hide it with pyro.poutine.block and give it a guide of its own"
+            )
+        for frame in site["cond_indep_stack"]:
+            full = frame.full_size or frame.size
+            if frame.size != full:
+                raise ValueError(
+                    f"latent site {name!r} is local to plate {frame.name!r}, which is subsampled ({frame.size} of {full}); "
+                    f"{guide} would mix up its elements: use AutoPlateFlow, or do not subsample that plate"
+                )
+
+
+def _shapes(args: Any, kwargs: Any) -> Any:
+    def shape(value: Any) -> Any:
+        return tuple(value.shape) if isinstance(value, Tensor) else type(value) if not isinstance(value, int) else value
+
+    return tuple(map(shape, args)), tuple(sorted((key, shape(value)) for key, value in kwargs.items()))

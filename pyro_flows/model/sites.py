@@ -1,0 +1,122 @@
+"""What a sample site is: enumerated or continuous, on which support, and where its guide may start."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import biject_to, constraints
+
+Site = dict[str, Any]
+
+_CIRCLE = constraints.interval(-math.pi, math.pi)
+
+
+def innermost(fn: Any) -> Any:
+    """The distribution inside ``Independent``, masked and expanded wrappers.
+
+    Example:
+        >>> type(innermost(dist.Normal(torch.zeros(2), 1.0).to_event(1))).__name__
+        'Normal'
+    """
+    while hasattr(fn, "base_dist") and isinstance(fn, (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)):
+        fn = fn.base_dist
+    return fn
+
+
+def site_support(fn: Any) -> constraints.Constraint:
+    r"""Support of a site's distribution, with circles recognised.
+
+    Pyro declares ``VonMises`` real and ``SineBivariateVonMises`` a real vector; a density on the whole line is improper there. Both
+    are taken on one period, :math:`(-\pi, \pi)`.
+
+    Example:
+        >>> site_support(dist.VonMises(0.0, 1.0)).lower_bound
+        -3.141592653589793
+    """
+    if is_circular(fn):
+        return constraints.independent(_CIRCLE, fn.event_dim) if fn.event_dim else _CIRCLE
+    return fn.support
+
+
+def is_circular(fn: Any) -> bool:
+    """Whether a site lives on a circle or torus that Pyro declares real.
+
+    Example:
+        >>> is_circular(dist.Normal(0.0, 1.0))
+        False
+    """
+    return isinstance(innermost(fn), (dist.VonMises, dist.SineBivariateVonMises))
+
+
+def site_transform(fn: Any) -> Any:
+    """Bijection from unconstrained values to the support of a site, as ``biject_to`` but right on circles.
+
+    Raises:
+        ValueError: If no bijection is known for the support.
+
+    Example:
+        >>> site_transform(dist.LogNormal(0.0, 1.0))(torch.tensor(0.0))
+        tensor(1.)
+    """
+    support = site_support(fn)
+    try:
+        return biject_to(support)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"no bijection from unconstrained values to the support {support} of {type(innermost(fn)).__name__} is known; "
+            f"register one with torch.distributions.biject_to.register"
+        ) from error
+
+
+def is_enumerated(site: Site) -> bool:
+    """Whether a site is discrete and marked ``infer={"enumerate": …}``, so that ``TraceEnum_ELBO`` sums over it.
+
+    Example:
+        >>> is_enumerated({"type": "sample", "fn": dist.Bernoulli(0.5), "infer": {"enumerate": "parallel"}, "is_observed": False})
+        True
+    """
+    if site["type"] != "sample" or site["is_observed"] or not site.get("infer", {}).get("enumerate"):
+        return False
+    return bool(getattr(site["fn"], "has_enumerate_support", False))
+
+
+def support_centre(fn: Any) -> Tensor:
+    """The point of a support that lies at zero in unconstrained coordinates; needs no sampling.
+
+    Example:
+        >>> support_centre(dist.Uniform(0.0, 2.0))
+        tensor(1.)
+    """
+    transform = site_transform(fn)
+    shape = transform.inverse_shape(fn.shape())
+    like = next((v for v in vars(innermost(fn)).values() if isinstance(v, Tensor) and v.is_floating_point()), None)
+    zeros = torch.zeros(shape) if like is None else torch.zeros(shape, dtype=like.dtype, device=like.device)
+    return transform(zeros)
+
+
+class InitToSupport:
+    """An initialisation strategy that falls back to :func:`support_centre` where a prior cannot be sampled.
+
+    Args:
+        init_loc_fn: Pyro initialisation strategy, ``site -> value``.
+
+    Example:
+        >>> from pyro.infer.autoguide.initialization import init_to_median
+        >>> flat = dist.ImproperUniform(dist.constraints.positive, (), ())
+        >>> InitToSupport(init_to_median)({"type": "sample", "name": "s", "fn": flat})
+        tensor(1.)
+    """
+
+    def __init__(self, init_loc_fn: Callable[[Any], Tensor]) -> None:
+        self.init_loc_fn = init_loc_fn
+
+    def __call__(self, site: Site) -> Tensor:
+        try:
+            return self.init_loc_fn(site)
+        except NotImplementedError:
+            return support_centre(site["fn"])

@@ -1,0 +1,6 @@
+"""Conditioner networks."""
+
+from .masked import MaskedMLP
+from .mlp import MLP
+
+__all__ = ["MLP", "MaskedMLP"]

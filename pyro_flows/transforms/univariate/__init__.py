@@ -1,0 +1,8 @@
+"""Monotone maps of one variable, which ``Elementwise``, ``Coupling`` and ``Autoregressive`` make into transforms."""
+
+from .affine import Affine
+from .base import Params, UnivariateMap
+from .rational_quadratic import RationalQuadraticSpline
+from .shift import Shift
+
+__all__ = ["Affine", "Params", "RationalQuadraticSpline", "Shift", "UnivariateMap"]

@@ -1,0 +1,44 @@
+"""The contract of a univariate map."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+Params = tuple[Tensor, ...]
+
+
+class UnivariateMap(nn.Module):
+    r"""A monotone map :math:`y = u(x; p)` of one variable with raw parameters :math:`p`, identity at :math:`p = 0`.
+
+    A subclass sets ``param_shapes`` and writes :meth:`forward_and_log_det` and :meth:`inverse_and_log_det`. All is elementwise:
+    for ``x`` of shape ``(*)``, the i-th parameter has shape ``(*, *param_shapes[i])``.
+
+    Example:
+        >>> from pyro_flows.transforms.univariate import Affine
+        >>> Affine().param_count
+        2
+    """
+
+    param_shapes: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def param_count(self) -> int:
+        """Number of raw parameters per variable."""
+        return sum(math.prod(shape) for shape in self.param_shapes)
+
+    def split(self, raw: Tensor) -> Params:
+        """Cut raw parameters ``(*, param_count)`` into those of :attr:`param_shapes`."""
+        if all(shape == () for shape in self.param_shapes):
+            return tuple(raw.unbind(-1))
+        parts = raw.split([math.prod(shape) for shape in self.param_shapes], dim=-1)
+        return tuple(part.reshape(raw.shape[:-1] + shape) for part, shape in zip(parts, self.param_shapes, strict=True))
+
+    def forward_and_log_det(self, x: Tensor, params: Params) -> tuple[Tensor, Tensor]:
+        r"""Map ``x`` ``(*)``; returns :math:`y` ``(*)`` and :math:`\log|dy/dx|` ``(*)``."""
+        raise TypeError(f"{type(self).__name__} does not define forward_and_log_det(x, params)")
+
+    def inverse_and_log_det(self, y: Tensor, params: Params) -> tuple[Tensor, Tensor]:
+        r"""Invert ``y`` ``(*)``; returns :math:`x` ``(*)`` and :math:`\log|dx/dy|` ``(*)``."""
+        raise TypeError(f"{type(self).__name__} does not define inverse_and_log_det(y, params)")
