@@ -67,8 +67,7 @@ class AutoFlow(AutoContinuous):  # type: ignore[misc]
     """
 
     distribution: FlowDistribution
-    flow: FlowTransform
-    whitening: LowerCholeskyAffine
+    latent_dim: int
 
     def __init__(
         self,
@@ -156,13 +155,12 @@ class AutoFlow(AutoContinuous):  # type: ignore[misc]
             self._circular = [name for name, site in sites if is_circular(site["fn"])]
             self.latent_dim = sum(shape.numel() for shape in self._unconstrained_shapes.values())
             loc = self._init_loc()
-        self.whitening = LowerCholeskyAffine(loc, torch.full_like(loc, self._init_scale))
-        options = self._flow_options
-        self.flow = build(self._flow, self.latent_dim, **options).to(device=loc.device, dtype=loc.dtype)
+        whitening = LowerCholeskyAffine(loc, torch.full_like(loc, self._init_scale))
+        flow = build(self._flow, self.latent_dim, **self._flow_options).to(device=loc.device, dtype=loc.dtype)
         base = self._base_factory
         if callable(base) and not isinstance(base, dist.Distribution):
             base = base(self.latent_dim)
-        self.distribution = FlowDistribution(Compose([self.flow, self.whitening]), base)
+        self.distribution = FlowDistribution(Compose([flow, whitening]), base)
         self._call_shapes = _shapes(args, kwargs)
 
     def _init_loc(self) -> Tensor:
@@ -197,6 +195,16 @@ class AutoFlow(AutoContinuous):  # type: ignore[misc]
                     f"{type(self).__name__} needs latents of fixed shape"
                 )
         self._call_shapes = shapes
+
+    @property
+    def flow(self) -> FlowTransform:
+        """The learnable flow, from noise to whitened latents."""
+        return self.distribution.transform.parts[0]  # type: ignore[no-any-return, union-attr, index]
+
+    @property
+    def whitening(self) -> LowerCholeskyAffine:
+        """The fixed map from whitened to unconstrained latents."""
+        return self.distribution.transform.parts[1]  # type: ignore[no-any-return, union-attr, index]
 
     # Pyro's interface
 
@@ -290,20 +298,33 @@ class AutoFlow(AutoContinuous):  # type: ignore[misc]
             ValueError: If a site is missing, unknown or of the wrong shape.
         """
         self.setup(*args, **kwargs)
+        latent, log_det = self._unconstrain(values)
+        return self.distribution.log_prob(latent) - log_det
+
+    def unconstrain(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Unconstrained latents ``(*, D)`` of site values ``(*, site shape)``.
+
+        Raises:
+            ValueError: If a site is missing, unknown or of the wrong shape.
+        """
+        return self._unconstrain(values)[0]
+
+    def _unconstrain(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         if set(values) != set(self._unconstrained_shapes):
             raise ValueError(f"values must hold the sites {sorted(self._unconstrained_shapes)}, got {sorted(values)}")
         parts, total = [], None
         for name, site in self.prototype_trace.iter_stochastic_nodes():
             shape, value, transform = site["value"].shape, values[name], self._transforms[name]
             if value.shape[value.dim() - len(shape) :] != shape:
-                raise ValueError(f"values[{name!r}] has shape {tuple(value.shape)}, expected (*, {', '.join(map(str, shape))})")
+                expected = ", ".join(["*", *map(str, shape)])
+                raise ValueError(f"values[{name!r}] has shape {tuple(value.shape)}, expected ({expected})")
             batch = value.shape[: value.dim() - len(shape)]
             unconstrained = transform.inv(value)
             log_det = transform.log_abs_det_jacobian(unconstrained, value)
             log_det = sum_rightmost(log_det, log_det.dim() - len(batch))
             parts.append(unconstrained.reshape(*batch, -1))
             total = log_det if total is None else total + log_det
-        return self.distribution.log_prob(torch.cat(parts, -1)) - total
+        return torch.cat(parts, -1), total  # type: ignore[return-value]
 
     @torch.no_grad()
     def median(self, *args: Any, num_samples: int = 10_000, **kwargs: Any) -> dict[str, Tensor]:

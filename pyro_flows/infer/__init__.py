@@ -1,0 +1,9 @@
+"""Objectives, training and the one-line fit."""
+
+from .fit import fit
+from .path_elbo import PathELBO, path_log_prob
+from .result import Fit
+from .start import GaussianStart
+from .training import Schedule
+
+__all__ = ["Fit", "GaussianStart", "PathELBO", "Schedule", "fit", "path_log_prob"]

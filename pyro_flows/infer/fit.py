@@ -1,0 +1,200 @@
+"""``fit``: from a Pyro model to a trained guide in one call."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer.autoguide.initialization import init_to_median
+from torch import Tensor, nn
+
+from pyro_flows.flows.registry import FlowFactory
+from pyro_flows.guides import AutoFlow
+from pyro_flows.model import LogJoint, initial_point, read_model
+
+from .result import Fit
+from .start import choose_start
+from .training import Callback, Schedule, train
+
+
+def fit(
+    model: Callable[..., Any],
+    *args: Any,
+    guide: str | FlowFactory | AutoFlow | None = None,
+    objective: str = "path",
+    num_particles: int = 256,
+    max_steps: int = 3000,
+    max_time: float | None = None,
+    seed: int | None = None,
+    init: Mapping[str, Tensor] | Fit | None = None,
+    schedule: Schedule | None = None,
+    progress: bool = True,
+    callback: Callback | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+) -> Fit:
+    r"""Fit a normalizing flow to the posterior of a Pyro model.
+
+    Maximises :math:`E_q[\log p(x, z) - \log q(z)]` over a flow :math:`q` by path gradients. Training starts from the best of
+    several Gaussians, and stops by itself. The model is evaluated for all particles at once where that gives what single draws
+    give; which way was taken, and why, stands in ``fit.record``.
+
+    Args:
+        model: A Pyro model. It may be written for a single draw: loops, scalars and no plates are all right.
+        args: Arguments of the model, the data among them.
+        guide: Name of a registered flow, a callable ``(input_dim, context_dim) -> FlowTransform``, an :class:`AutoFlow` of this
+            model, or None for RealNVP.
+        objective: ``"path"``, the evidence lower bound by path gradients.
+        num_particles: Draws per step.
+        max_steps: Steps at most.
+        max_time: Seconds at most; None for no limit.
+        seed: Makes the fit reproducible and leaves the global generators as they were; None draws from them.
+        init: Where to start: values of all latent sites, or an earlier fit, whose mean and spread are taken; None to search.
+        schedule: Step sizes and stop rule.
+        progress: Show a progress bar.
+        callback: Called as ``callback(step, loss)`` after each step.
+        kwargs: Keyword arguments of the model.
+
+    Returns:
+        A :class:`Fit`: draws, a verdict, arviz data.
+
+    Raises:
+        ValueError: If an argument is not as described, or the model cannot be fitted; the message names the site.
+        ArithmeticError: If too many steps are not finite.
+
+    Example:
+        >>> def model(y):
+        ...     mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+        >>> result = fit(model, torch.tensor([1.0, 2.0, 3.0]), guide="affine", max_steps=400, seed=0, progress=False)
+        >>> result.diagnose().verdict
+        'good'
+    """
+    _check_arguments(model, objective, num_particles, max_steps, max_time, seed)
+    call_kwargs = dict(kwargs or {})
+    began = time.monotonic()
+    with _seeded(seed):
+        structure = read_model(model, args, call_kwargs)
+        log_joint = LogJoint(model, args, call_kwargs, structure)
+        auto_guide = _make_guide(model, guide, args, call_kwargs)
+        if auto_guide.latent_dim != structure.dim:
+            raise ValueError(f"guide has {auto_guide.latent_dim} latent dimensions and the model {structure.dim}; give guide= made for it")
+        record: dict[str, Any] = {
+            "dim": structure.dim,
+            "guide": type(auto_guide).__name__,
+            "flow": guide if isinstance(guide, str) else "real_nvp" if guide is None else getattr(guide, "__name__", "given"),
+            "path": log_joint.path,
+            "path_reasons": list(log_joint.reasons),
+            "objective": objective,
+            "num_particles": num_particles,
+            "seed": seed,
+        }
+        if not isinstance(guide, AutoFlow):
+            _start(auto_guide, log_joint, init, structure, model, args, call_kwargs, record)
+        parameters = _model_parameters(structure.param_names)
+        record["model_parameters"] = sorted(parameters)
+        training = train(
+            auto_guide.distribution,
+            log_joint,
+            list(parameters.values()),
+            num_particles=num_particles,
+            max_steps=max_steps,
+            max_time=max_time,
+            schedule=schedule or Schedule(),
+            progress=progress,
+            callback=callback,
+            explain=lambda z: _explain(log_joint, z),
+        )
+    record.update(
+        steps=len(training.losses), skipped=training.skipped, stop_reason=training.stop_reason, seconds=time.monotonic() - began
+    )
+    return Fit(auto_guide, log_joint, training, record, model, args, call_kwargs)
+
+
+def _check_arguments(
+    model: Any, objective: str, num_particles: Any, max_steps: Any, max_time: float | None, seed: int | None
+) -> None:
+    if not callable(model):
+        raise ValueError(f"model must be callable, got {type(model).__name__}")
+    if objective != "path":
+        raise ValueError(f"objective must be 'path', got {objective!r}")
+    for name, value, least in (("num_particles", num_particles, 2), ("max_steps", max_steps, 1)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+    if max_time is not None and not max_time > 0:
+        raise ValueError(f"max_time must be a positive number of seconds or None, got {max_time!r}")
+    if seed is not None and not isinstance(seed, int):
+        raise ValueError(f"seed must be an integer or None, got {seed!r}")
+
+
+class _seeded:  # noqa: N801  (used as a function)
+    """Seed torch for a block and put its generators back; does nothing where the seed is None."""
+
+    def __init__(self, seed: int | None) -> None:
+        self.seed = seed
+        self.fork = torch.random.fork_rng(enabled=seed is not None)
+
+    def __enter__(self) -> None:
+        self.fork.__enter__()
+        if self.seed is not None:
+            torch.manual_seed(self.seed)
+
+    def __exit__(self, *exception: Any) -> None:
+        self.fork.__exit__(*exception)
+
+
+def _make_guide(model: Callable[..., Any], guide: Any, args: Any, kwargs: Mapping[str, Any]) -> AutoFlow:
+    if isinstance(guide, AutoFlow):
+        return guide.setup(*args, **kwargs)
+    return AutoFlow(model, flow="real_nvp" if guide is None else guide).setup(*args, **kwargs)
+
+
+def _start(
+    guide: AutoFlow,
+    log_joint: LogJoint,
+    init: Mapping[str, Tensor] | Fit | None,
+    structure: Any,
+    model: Callable[..., Any],
+    args: Any,
+    kwargs: Mapping[str, Any],
+    record: dict[str, Any],
+) -> None:
+    """Place the whitened coordinates of the guide at the best start."""
+    if isinstance(init, Fit):
+        with torch.no_grad():
+            draws = init.guide.distribution.sample((4096,))
+        if draws.shape[-1] != structure.dim:
+            raise ValueError(f"init has {draws.shape[-1]} latent dimensions and the model {structure.dim}")
+        guide.whitening.set(draws.mean(0), torch.linalg.cholesky(torch.cov(draws.T).reshape(structure.dim, structure.dim)))
+        record["start"] = "earlier fit"
+        return
+    if init is None:
+        point = initial_point(structure, log_joint, model, args, kwargs, init_loc_fn=init_to_median)
+    else:
+        point = guide.unconstrain(init)
+        if point.dim() != 1:
+            raise ValueError(f"init must hold one value per site, got a batch of shape {tuple(point.shape[:-1])}")
+    best, tried = choose_start(log_joint, point, 0.1)
+    if not math.isfinite(best.elbo):
+        raise ValueError(f"no start has a finite evidence lower bound{_explain(log_joint, point[None])}; give init= a better point")
+    guide.whitening.set(best.loc, best.scale_tril)
+    record["start"] = best.name
+    record["starts"] = {start.name: start.elbo for start in tried}
+
+
+def _explain(log_joint: LogJoint, z: Tensor) -> str:
+    with torch.no_grad():
+        sites = {name: count for name, count in log_joint.nonfinite_sites(z).items() if count}
+    if not sites:
+        return ""
+    listed = ", ".join(f"{name!r} ({count} of {len(z)} draws)" for name, count in sites.items())
+    return f"; sites whose log-probability was not finite: {listed}"
+
+
+def _model_parameters(names: tuple[str, ...]) -> dict[str, nn.Parameter]:
+    store = pyro.get_param_store()
+    return {name: store._params[name] for name in names if store._params[name].requires_grad}

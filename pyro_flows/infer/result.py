@@ -1,0 +1,200 @@
+"""``Fit``: what came out of a fit, and what can be asked of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pyro_flows.diagnostics import Diagnosis, diagnose, psis, psis_resample, to_inference_data
+from pyro_flows.guides import AutoFlow
+from pyro_flows.model import LogJoint, predictive
+
+if TYPE_CHECKING:
+    from .training import Training
+
+
+class Fit:
+    """A trained guide with the model and data that it was trained on. Made by :func:`pyro_flows.fit`.
+
+    Attributes:
+        guide: The guide, usable in plain Pyro.
+        losses: Negative ELBO estimate of every step, in nats.
+        stop_reason: Why training ended.
+        record: Paths and choices taken, and why.
+
+    Example:
+        >>> def model():
+        ...     pyro.sample("x", dist.Normal(2.0, 1.0))
+        >>> result = pf.fit(model, guide="affine", max_steps=300, seed=0, progress=False)
+        >>> result.sample(5, seed=1)["x"].shape
+        torch.Size([5])
+    """
+
+    def __init__(
+        self,
+        guide: AutoFlow,
+        log_joint: LogJoint,
+        training: Training,
+        record: dict[str, Any],
+        model: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        self.guide = guide
+        self.log_joint = log_joint
+        self.losses = training.losses
+        self.stop_reason = training.stop_reason
+        self.record = record
+        self._model, self._args, self._kwargs = model, args, kwargs
+
+    def __repr__(self) -> str:
+        keys = ("flow", "dim", "start", "path", "steps", "stop_reason")
+        return f"Fit({', '.join(f'{key}={self.record.get(key)!r}' for key in keys)})"
+
+    def _latents(self, num_samples: int, seed: int | None) -> tuple[Tensor, Tensor]:
+        """Unconstrained draws ``(S, D)`` and their log-density under the guide ``(S,)``."""
+        if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1:
+            raise ValueError(f"number of draws must be a positive integer, got {num_samples!r}")
+        with torch.random.fork_rng(enabled=seed is not None), torch.no_grad():
+            if seed is not None:
+                torch.manual_seed(seed)
+            return self.guide.distribution.rsample_and_log_prob((num_samples,))
+
+    def _weighted(self, num_samples: int, seed: int | None) -> tuple[Tensor, Tensor, Tensor]:
+        """Draws, and log-densities in float64 under the model (joint with the data) and under the guide."""
+        latents, log_q = self._latents(num_samples, seed)
+        with torch.no_grad():
+            log_p = torch.cat([self.log_joint(chunk) for chunk in latents.split(4096)])
+        return latents, log_p.double(), log_q.double()
+
+    @torch.no_grad()
+    def _values(self, latents: Tensor) -> dict[str, Tensor]:
+        chunks = [self.log_joint.constrained(chunk) for chunk in latents.split(4096)]
+        return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+    def sample(self, num_samples: int, seed: int | None = None) -> dict[str, Tensor]:
+        """Draws from the guide, latent and deterministic sites, in the model's own space.
+
+        Args:
+            num_samples: Number S of draws.
+            seed: Makes them reproducible and leaves the global generators as they were.
+
+        Returns:
+            A tensor ``(S, site shape)`` per site.
+
+        Raises:
+            ValueError: If ``num_samples`` is not a positive integer.
+        """
+        return self._values(self._latents(num_samples, seed)[0])
+
+    def diagnose(self, num_samples: int = 10_000, seed: int | None = 0) -> Diagnosis:
+        """Whether to trust the fit, from importance weights of draws of its own.
+
+        Args:
+            num_samples: Number of draws.
+            seed: Seed of these draws.
+
+        Returns:
+            Figures, verdict and advice.
+        """
+        latents, log_p, log_q = self._weighted(num_samples, seed)
+        return diagnose(log_p, log_q, draws=latents.double(), stop_reason=self.stop_reason)
+
+    def resample(self, num_samples: int, *, num_proposals: int | None = None, seed: int | None = None) -> dict[str, Tensor]:
+        """Draws by importance resampling with Pareto-smoothed weights, which corrects what error the guide has.
+
+        Args:
+            num_samples: Number of draws, taken with replacement.
+            num_proposals: Number of draws of the guide to choose from; by default ten times as many, at least 10,000.
+            seed: Makes them reproducible.
+
+        Returns:
+            A tensor ``(num_samples, site shape)`` per site.
+        """
+        proposals = max(10 * num_samples, 10_000) if num_proposals is None else num_proposals
+        latents, log_p, log_q = self._weighted(proposals, seed)
+        return self._values(latents[self._indices(log_p - log_q, num_samples, seed)])
+
+    @staticmethod
+    def _indices(log_weights: Tensor, num_samples: int, seed: int | None) -> Tensor:
+        generator = torch.Generator(device="cpu")
+        if seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(seed)
+        return psis_resample(psis(log_weights).log_weights, num_samples, generator)
+
+    def predict(self, num_samples: int, *args: Any, seed: int | None = None, **kwargs: Any) -> dict[str, Tensor]:
+        """Posterior predictive draws of the observed sites.
+
+        Args:
+            num_samples: Number S of draws.
+            args: Arguments of the model, such as new covariates; those of the fit if none are given.
+            seed: Makes them reproducible.
+            kwargs: Keyword arguments of the model.
+
+        Returns:
+            A tensor ``(S, site shape)`` per observed site.
+        """
+        if not args and not kwargs:
+            args, kwargs = self._args, self._kwargs
+        latents, _ = self._latents(num_samples, seed)
+        with torch.no_grad():
+            values = self.guide.constrain(latents)[0]
+        return predictive(self._model, values, args, kwargs, seed=seed)
+
+    def to_arviz(
+        self,
+        num_samples: int = 4000,
+        *,
+        resample: str | None = None,
+        predict: bool = True,
+        seed: int | None = 0,
+        dims: Mapping[str, list[str]] | None = None,
+        coords: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """The fit as arviz data: ``InferenceData`` under arviz 0.x, ``DataTree`` under 1.x.
+
+        Args:
+            num_samples: Number of draws.
+            resample: ``"psis"`` to draw by Pareto-smoothed importance resampling from ten times as many; None for draws of the guide.
+            predict: Add posterior predictive draws.
+            seed: Seed of the draws.
+            dims: Names of dimensions per site; by default those of the plates.
+            coords: Coordinates of named dimensions.
+
+        Returns:
+            Groups ``posterior``, ``log_likelihood``, ``posterior_predictive``, ``observed_data`` and ``sample_stats``, with settings of
+            the fit as attributes.
+
+        Raises:
+            ValueError: If ``resample`` is neither None nor ``"psis"``.
+        """
+        if resample not in (None, "psis"):
+            raise ValueError(f"resample must be None or 'psis', got {resample!r}")
+        latents, log_p, log_q = self._weighted(num_samples * (10 if resample else 1), seed)
+        log_weight = log_p - log_q
+        if resample:
+            keep = self._indices(log_weight, num_samples, seed)
+            latents, log_p, log_q, log_weight = latents[keep], log_p[keep], log_q[keep], log_weight[keep]
+        attributes = {key: value if isinstance(value, (str, int, float)) else json.dumps(value) for key, value in self.record.items()}
+        attributes["resample"] = str(resample)
+        with torch.no_grad():
+            log_likelihood = self.log_joint.log_likelihood(latents)
+            values = self.guide.constrain(latents)[0]
+        return to_inference_data(
+            self._values(latents),
+            log_likelihood=log_likelihood,
+            posterior_predictive=predictive(self._model, values, self._args, self._kwargs, seed=seed) if predict else None,
+            observed_data=dict(self.log_joint.structure.observed),
+            log_p=log_p,
+            log_q=log_q,
+            log_weight=log_weight,
+            attrs=attributes,
+            dims={**self.log_joint.structure.named_dims, **(dims or {})},
+            coords=coords,
+        )

@@ -1,0 +1,255 @@
+"""The training loop of ``fit``: path gradients, a step size that warms up and decays, a stop rule, and the best state kept."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pyro_flows.distributions import FlowDistribution
+
+from .path_elbo import path_log_prob
+
+LogDensity = Callable[[Tensor], Tensor]
+Callback = Callable[[int, float], object]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long to train, and how fast.
+
+    Training warms up, runs at a constant step size until the ELBO has not risen by more than its own noise for ``patience``
+    windows, and then lets the step size decay to zero over ``decay`` of the steps taken so far.
+
+    Args:
+        lr: Step size of Adam.
+        warmup: Steps of linear warm-up.
+        window: Steps per window of the stop rule.
+        patience: Windows without progress before the decay.
+        min_steps: Steps before the decay may begin.
+        decay: Length of the decay, as a share of the steps before it.
+        exact_sd: Standard deviation of the log-weights in nats below which nothing is left to gain.
+
+    Example:
+        >>> Schedule().lr
+        0.01
+    """
+
+    lr: float = 1e-2
+    warmup: int = 50
+    window: int = 50
+    patience: int = 5
+    min_steps: int = 300
+    decay: float = 1.0
+    exact_sd: float = 0.03
+
+
+@dataclass
+class Training:
+    """What the loop did.
+
+    Args:
+        losses: Negative ELBO estimate in nats of every step.
+        log_weight_sds: Standard deviation of the log-weights of every step.
+        stop_reason: Why it ended.
+        skipped: Steps skipped because a loss or gradient was not finite.
+
+    Example:
+        >>> Training().skipped
+        0
+    """
+
+    losses: list[float] = field(default_factory=list)
+    log_weight_sds: list[float] = field(default_factory=list)
+    stop_reason: str = ""
+    skipped: int = 0
+
+
+class _Progress:
+    """The stop rule: has the ELBO risen by more than its noise lately?"""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self.best = math.inf
+        self.stale = 0
+
+    def update(self, losses: Sequence[float]) -> bool:
+        """Take the last window; true once progress has ended."""
+        window = torch.tensor(losses[-self.schedule.window :], dtype=torch.float64)
+        # A median does not mind single draws from a far tail, which a mean would take for a relapse.
+        level = float(window.median())
+        noise = 1.25 * float((window - window.median()).abs().median()) * 1.4826 / math.sqrt(len(window))
+        if level < self.best - max(2 * noise, 1e-3):
+            self.best, self.stale = level, 0
+        else:
+            self.best = min(self.best, level)
+            self.stale += 1
+        return self.stale >= self.schedule.patience and len(losses) >= self.schedule.min_steps
+
+
+class _Clip:
+    """Clip gradients that are far larger than those before, whatever their unit."""
+
+    def __init__(self, factor: float = 3.0, memory: float = 0.95) -> None:
+        self.factor, self.memory = factor, memory
+        self.log_norm: float | None = None
+
+    def __call__(self, parameters: Sequence[Tensor]) -> bool:
+        norm = float(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        if not math.isfinite(norm):
+            return False
+        log_norm = math.log(max(norm, 1e-30))
+        if self.log_norm is None:
+            self.log_norm = log_norm
+        limit = self.log_norm + math.log(self.factor)
+        if log_norm > limit:
+            torch.nn.utils.clip_grads_with_norm_(parameters, math.exp(limit), torch.tensor(norm))
+        self.log_norm = self.memory * self.log_norm + (1 - self.memory) * min(log_norm, limit)
+        return True
+
+
+def train(
+    distribution: FlowDistribution,
+    log_density: LogDensity,
+    extra_parameters: Sequence[nn.Parameter] = (),
+    *,
+    num_particles: int,
+    max_steps: int,
+    max_time: float | None,
+    schedule: Schedule,
+    progress: bool,
+    callback: Callback | None = None,
+    explain: Callable[[Tensor], str] = lambda z: "",
+) -> Training:
+    """Maximise the ELBO of ``distribution`` by path gradients, in place.
+
+    Args:
+        distribution: The guide over unconstrained latents, event shape ``(D,)``.
+        log_density: Log joint density of model and data, ``(N, D)`` to ``(N,)``.
+        extra_parameters: Parameters of the model, trained too.
+        num_particles: Draws per step.
+        max_steps: Steps at most.
+        max_time: Seconds at most; None for no limit.
+        schedule: Step sizes and stop rule.
+        progress: Show a bar.
+        callback: Called as ``callback(step, loss)`` after each step.
+        explain: Says which sites are not finite at given latents, for the error.
+
+    Returns:
+        What was done.
+
+    Raises:
+        ArithmeticError: If too many steps had a loss or gradient that is not finite.
+
+    Example:
+        >>> from pyro_flows import flows
+        >>> q = FlowDistribution(flows.affine(1))
+        >>> done = train(q, lambda z: -0.5 * (z - 1).square().sum(-1), num_particles=64, max_steps=400, max_time=None,
+        ...              schedule=Schedule(), progress=False)
+        >>> abs(q.rsample((1000,)).mean().item() - 1) < 0.2
+        True
+    """
+    parameters = [p for p in [*distribution.parameters(), *extra_parameters] if p.requires_grad]
+    optimizer = torch.optim.Adam(parameters, lr=schedule.lr)
+    done, stop, clip = Training(), _Progress(schedule), _Clip()
+    modules = nn.ModuleList([distribution])
+    decay_from, decay_steps, began = None, 0, time.monotonic()
+    best_loss, best_state = math.inf, copy.deepcopy(modules.state_dict())
+    recent_skips = 0
+    with tqdm(total=max_steps, disable=not progress, desc="fit", unit="step", dynamic_ncols=True, leave=True) as bar:
+        for step in range(max_steps):
+            lr = schedule.lr * min(1.0, (step + 1) / schedule.warmup)
+            if decay_from is not None:
+                lr *= 0.5 * (1 + math.cos(math.pi * (step - decay_from) / decay_steps))
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            try:
+                loss, sd, z = _step(distribution, log_density, optimizer, num_particles)
+                finite = math.isfinite(loss) and clip(parameters)
+                if finite:
+                    optimizer.step()
+            except KeyboardInterrupt:
+                done.stop_reason = "interrupted"
+                break
+            if finite:
+                recent_skips = 0
+                done.losses.append(loss)
+                done.log_weight_sds.append(sd)
+            else:
+                done.skipped += 1
+                recent_skips += 1
+                if recent_skips >= 50 or done.skipped > 20 + 0.2 * (step + 1):
+                    raise ArithmeticError(
+                        f"{done.skipped} of {step + 1} steps had a loss or gradient that is not finite{explain(z)}; "
+                        f"check priors and likelihood there, or give init= a point where they are finite"
+                    )
+            if callback is not None:
+                callback(step, loss)
+            bar.update()
+            count = len(done.losses)
+            if finite and count % schedule.window == 0:
+                level = sum(done.losses[-schedule.window :]) / schedule.window
+                bar.set_postfix_str(f"ELBO {-level:.3f}")
+                if level < best_loss:
+                    best_loss, best_state = level, copy.deepcopy(modules.state_dict())
+                ended = stop.update(done.losses)
+                sds = sorted(done.log_weight_sds[-schedule.window :])
+                exact = sds[len(sds) // 2] < schedule.exact_sd and step >= schedule.min_steps
+                if decay_from is None and (ended or exact):
+                    decay_from, decay_steps = step + 1, max(schedule.min_steps, int(schedule.decay * (step + 1)))
+                    decay_steps = min(decay_steps, max_steps - decay_from)
+                    done.stop_reason = "weights constant" if exact else "converged"
+                    bar.total = decay_from + decay_steps
+                    bar.refresh()
+            if decay_from is None and max_steps - step - 1 <= max_steps // 3:
+                decay_from, decay_steps = step + 1, max(1, max_steps - step - 1)
+                done.stop_reason = "max_steps"
+            if decay_from is not None and step + 1 >= decay_from + decay_steps:
+                break
+            if max_time is not None:
+                elapsed = time.monotonic() - began
+                if elapsed >= max_time:
+                    done.stop_reason = "max_time"
+                    break
+                if decay_from is None and elapsed >= 0.6 * max_time:
+                    decay_from, decay_steps = step + 1, max(1, int((step + 1) * (max_time - elapsed) / elapsed * 0.95))
+                    decay_steps = min(decay_steps, max_steps - decay_from)
+                    done.stop_reason = "max_time"
+    _keep_better(distribution, log_density, modules, best_state)
+    return done
+
+
+def _step(
+    distribution: FlowDistribution, log_density: LogDensity, optimizer: torch.optim.Optimizer, num_particles: int
+) -> tuple[float, float, Tensor]:
+    """One gradient in place; returns loss, standard deviation of the log-weights, and the draws."""
+    z = distribution.rsample((num_particles,))
+    log_q, path = path_log_prob(distribution, z)
+    log_p = log_density(z)
+    optimizer.zero_grad(set_to_none=True)
+    (path - log_p).mean().backward()
+    log_weights = log_p.detach().double() - log_q.double()
+    return -float(log_weights.mean()), float(log_weights.std()), z.detach()
+
+
+@torch.no_grad()
+def _keep_better(
+    distribution: FlowDistribution, log_density: LogDensity, modules: nn.Module, best_state: dict[str, Tensor]
+) -> None:
+    """Go back to the best window's state where the last one is worse on the same noise."""
+    noise = distribution.base.sample((2048,))
+
+    def elbo() -> float:
+        z, log_det = distribution.transform.forward_and_log_det(noise)
+        return float((log_density(z).double() + log_det.double() - distribution.base.log_prob(noise).double()).mean())
+
+    last, last_state = elbo(), copy.deepcopy(modules.state_dict())
+    modules.load_state_dict(best_state)
+    if not elbo() > last:
+        modules.load_state_dict(last_state)
