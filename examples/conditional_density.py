@@ -24,7 +24,7 @@ def make_data(size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few steps only")
-    parser.add_argument("--steps", type=int, default=1500, help="training steps (default 1500)")
+    parser.add_argument("--steps", type=int, default=400, help="training steps (default 400)")
     arguments = parser.parse_args()
     steps = 20 if arguments.quick else arguments.steps
 

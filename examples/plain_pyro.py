@@ -18,7 +18,7 @@ from pyro_flows.demo import non_centred
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few steps only")
-    parser.add_argument("--steps", type=int, default=2000, help="training steps (default 2000)")
+    parser.add_argument("--steps", type=int, default=1000, help="training steps (default 1000)")
     parser.add_argument("--flow", default="nsf_coupling", help="any name that `python -m pyro_flows list` shows")
     arguments = parser.parse_args()
     steps = 20 if arguments.quick else arguments.steps
@@ -27,7 +27,7 @@ def main() -> None:
     y, sigma, _ = pf.data.eight_schools()
     guide = pf.AutoFlow(non_centred, flow=arguments.flow)
     elbo = Trace_ELBO(num_particles=16, vectorize_particles=True, max_plate_nesting=1)
-    svi = SVI(non_centred, guide, pyro.optim.Adam({"lr": 1e-3}), loss=elbo)
+    svi = SVI(non_centred, guide, pyro.optim.Adam({"lr": 1e-2}), loss=elbo)
     for step in range(steps):
         loss = svi.step(y, sigma)
         if step % max(1, steps // 10) == 0:

@@ -10,7 +10,7 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor
 
-from .data import eight_schools
+from .data import EightSchools, eight_schools
 
 if TYPE_CHECKING:
     from .infer import Fit
@@ -61,7 +61,6 @@ def run_demo(out: Path, *, seed: int = 0, quick: bool = False, progress: bool = 
     Returns:
         The paths of the files written.
     """
-    from .guides import AutoFlow
     from .infer import fit
 
     out.mkdir(parents=True, exist_ok=True)
@@ -80,10 +79,10 @@ def run_demo(out: Path, *, seed: int = 0, quick: bool = False, progress: bool = 
         start = time.perf_counter()
         fits[title] = fit(model, study.y, study.sigma, **settings)
         print(f"fitted in {time.perf_counter() - start:.1f} s\n")
-        files.append(_report(fits[title], out / name))
+        files.append(_report(fits[title], study, out / name))
 
     print("\nA Gaussian guide on the centred form, for comparison\n" + "=" * 52)
-    gaussian = fit(centred, study.y, study.sigma, guide=AutoFlow(centred, flow="affine"), **settings)
+    gaussian = fit(centred, study.y, study.sigma, guide="affine", **settings)
     print(gaussian.diagnose())
 
     files.append(_picture({"Gaussian guide": gaussian, "flow guide": fits["Eight schools, centred"]}, out, seed))
@@ -91,11 +90,11 @@ def run_demo(out: Path, *, seed: int = 0, quick: bool = False, progress: bool = 
     return files
 
 
-def _report(fit: Fit, path: Path) -> Path:
+def _report(fit: Fit, study: EightSchools, path: Path) -> Path:
     """Print the summary and the diagnosis of a fit, and write its posterior to the path."""
     from .diagnostics import summary
 
-    posterior = fit.to_arviz(resample="psis")
+    posterior = fit.to_arviz(resample="psis", coords={"school": list(study.school)})
     print(summary(posterior, var_names=["mu", "tau", "theta"]))
     print()
     print(fit.diagnose())
