@@ -20,6 +20,7 @@ from torch import Tensor
 from pyro_flows.distributions import FlowDistribution
 from pyro_flows.flows.registry import FlowFactory, build
 from pyro_flows.model.sites import InitToSupport, is_circular, is_enumerated, site_support, site_transform
+from pyro_flows.model.structure import check_latents
 from pyro_flows.transforms import Compose, FlowTransform
 from pyro_flows.transforms.lower_cholesky_affine import LowerCholeskyAffine
 
@@ -370,33 +371,6 @@ class AutoFlow(AutoContinuous):  # type: ignore[misc]
             full = torch.broadcast_shapes(shape, latent.shape[:-1] + (1,) * event_dim)
             yield site, latent[..., start : start + shape.numel()].view(full)
             start += shape.numel()
-
-
-def check_latents(sites: Sequence[tuple[str, dict[str, Any]]], guide: str) -> None:
-    """Refuse sites that one flow over all latents cannot serve.
-
-    Args:
-        sites: Names and sites of the latents.
-        guide: Name of the guide, for the message.
-
-    Raises:
-        ValueError: If there is none, one is discrete, or one is local to a subsampled plate.
-    """
-    if not sites:
-        raise ValueError(f"the model has no continuous latent sites, so {guide} has nothing to approximate; use an empty guide")
-    for name, site in sites:
-        if site["fn"].support.is_discrete:
-            raise ValueError(
-                f"latent site {name!r} is discrete; mark it infer={{'enumerate': 'parallel'}} and use TraceEnum_ELBO, "
-                f"or hide it with pyro.poutine.block and give it a guide of its own"
-            )
-        for frame in site["cond_indep_stack"]:
-            full = frame.full_size or frame.size
-            if frame.size != full:
-                raise ValueError(
-                    f"latent site {name!r} is local to plate {frame.name!r}, which is subsampled ({frame.size} of {full}); "
-                    f"{guide} would mix up its elements: use AutoPlateFlow, or do not subsample that plate"
-                )
 
 
 def _shapes(args: Any, kwargs: Any) -> Any:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor, nn
 
 from pyro_flows.flows.registry import FlowFactory
@@ -94,7 +93,7 @@ def fit(
             "seed": seed,
         }
         if not isinstance(guide, AutoFlow):
-            _start(auto_guide, log_joint, init, structure, model, args, call_kwargs, record)
+            _start(auto_guide, log_joint, init, record)
         parameters = _model_parameters(structure.param_names)
         record["model_parameters"] = sorted(parameters)
         training = train(
@@ -157,23 +156,20 @@ def _start(
     guide: AutoFlow,
     log_joint: LogJoint,
     init: Mapping[str, Tensor] | Fit | None,
-    structure: Any,
-    model: Callable[..., Any],
-    args: Any,
-    kwargs: Mapping[str, Any],
     record: dict[str, Any],
 ) -> None:
     """Place the whitened coordinates of the guide at the best start."""
+    dim = guide.latent_dim
     if isinstance(init, Fit):
         with torch.no_grad():
             draws = init.guide.distribution.sample((4096,))
-        if draws.shape[-1] != structure.dim:
-            raise ValueError(f"init has {draws.shape[-1]} latent dimensions and the model {structure.dim}")
-        guide.whitening.set(draws.mean(0), torch.linalg.cholesky(torch.cov(draws.T).reshape(structure.dim, structure.dim)))
+        if draws.shape[-1] != dim:
+            raise ValueError(f"init has {draws.shape[-1]} latent dimensions and the model {dim}")
+        guide.whitening.set(draws.mean(0), torch.linalg.cholesky(torch.cov(draws.T).reshape(dim, dim)))
         record["start"] = "earlier fit"
         return
     if init is None:
-        point = initial_point(structure, log_joint, model, args, kwargs, init_loc_fn=init_to_median)
+        point = initial_point(log_joint)
     else:
         point = guide.unconstrain(init)
         if point.dim() != 1:

@@ -120,3 +120,23 @@ class InitToSupport:
             return self.init_loc_fn(site)
         except NotImplementedError:
             return support_centre(site["fn"])
+
+
+def is_subsample(site: Site) -> bool:
+    """Whether a site is a plate's draw of indices.
+
+    Example:
+        >>> is_subsample({"type": "sample", "fn": dist.Normal(0.0, 1.0)})
+        False
+    """
+    return type(site["fn"]).__name__ == "_Subsample"
+
+
+def is_deterministic(site: Site) -> bool:
+    """Whether a site is a ``pyro.deterministic``.
+
+    Example:
+        >>> is_deterministic({"type": "sample", "infer": {"_deterministic": True}})
+        True
+    """
+    return bool((site.get("infer") or {}).get("_deterministic"))

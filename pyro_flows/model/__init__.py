@@ -1,0 +1,9 @@
+"""Reading a Pyro model: its sites, and its log joint density as one function of a flat vector."""
+
+from .initial import initial_point
+from .latents import FlatLatents
+from .log_joint import LogJoint
+from .predict import predictive
+from .structure import LatentSite, ModelStructure, read_model
+
+__all__ = ["FlatLatents", "LatentSite", "LogJoint", "ModelStructure", "initial_point", "predictive", "read_model"]
