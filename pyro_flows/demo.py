@@ -85,32 +85,37 @@ def run_demo(out: Path, *, seed: int = 0, quick: bool = False, progress: bool = 
     gaussian = fit(centred, study.y, study.sigma, guide="affine", **settings)
     print(gaussian.diagnose())
 
-    files.append(_picture({"Gaussian guide": gaussian, "flow guide": fits["Eight schools, centred"]}, out, seed))
+    panels = {"Gaussian guide": gaussian, "flow guide": fits["Eight schools, centred"]}
+    files.append(_picture(panels, fits["Eight schools, non-centred"], out / "posterior.png", seed))
     print("\nwrote " + "\n      ".join(str(path) for path in files))
     return files
 
 
 def _report(fit: Fit, study: EightSchools, path: Path) -> Path:
     """Print the summary and the diagnosis of a fit, and write its posterior to the path."""
-    from .diagnostics import summary
+    from .diagnostics import summary, to_netcdf
 
     posterior = fit.to_arviz(resample="psis", coords={"school": list(study.school)})
     print(summary(posterior, var_names=["mu", "tau", "theta"]))
     print()
     print(fit.diagnose())
-    posterior.to_netcdf(path)
-    return path
+    return to_netcdf(posterior, path)
 
 
-def _picture(fits: dict[str, Fit], out: Path, seed: int) -> Path:
-    """Draw log tau against the effect in school A, one panel a fit."""
+def _picture(fits: dict[str, Fit], reference: Fit, path: Path, seed: int) -> Path:
+    """Draw log tau against the effect in school A, one panel a fit, with contours of the reference over each."""
     from .diagnostics.plots import plot_pairs
 
-    draws = {}
-    for title, fit in fits.items():
-        sample = fit.sample(4000, seed=seed)
-        draws[title] = (sample["theta"][..., 0], sample["tau"].log())
-    path = out / "posterior.png"
-    figure = plot_pairs(draws, xlabel="effect in school A, theta[0]", ylabel="log tau")
-    figure.savefig(path, dpi=150)
+    draws = {title: _pair(fit.sample(4000, seed=seed)) for title, fit in fits.items()}
+    plot_pairs(
+        draws,
+        reference=_pair(reference.resample(4000, seed=seed)),
+        xlabel="effect in school A, points",
+        ylabel="log tau",
+        path=path,
+    )
     return path
+
+
+def _pair(draws: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    return draws["theta"][..., 0], draws["tau"].log()
