@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from .mlp import check_hidden_dims
+from .mlp import Activation, check_hidden_dims
 
 
 class MaskedLinear(nn.Linear):
     """Linear layer whose weight is multiplied by a fixed mask.
 
     Args:
-        mask: Which weights are kept, ``(out, in)``.
+        mask: Which weights are kept, ``(out, in)``, boolean.
 
     Example:
         >>> layer = MaskedLinear(torch.tensor([[True, False]]))
-        >>> layer.weight.data.fill_(1.0); layer(torch.tensor([1.0, 5.0])).item() == (1.0 + layer.bias).item()
-        tensor([[1., 1.]])
+        >>> layer(torch.tensor([1.0, 5.0])).equal(layer(torch.tensor([1.0, -5.0])))
         True
     """
 
@@ -29,15 +28,21 @@ class MaskedLinear(nn.Linear):
         super().__init__(mask.shape[1], mask.shape[0])
         self.register_buffer("mask", mask)
 
+    @property
+    def masked_weight(self) -> Tensor:
+        """The weight, zero where the mask is False."""
+        return self.weight * self.mask
+
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(*, in)`` to ``(*, out)``."""
-        return nn.functional.linear(x, self.weight * self.mask, self.bias)
+        return nn.functional.linear(x, self.masked_weight, self.bias)
 
 
 class MaskedMLP(nn.Module):
-    r"""Masked perceptron: output :math:`i` is a function of :math:`x_j` with :math:`\mathrm{order}_j < \mathrm{order}_i` and the context.
+    r"""Masked perceptron: output :math:`i` is a function of those :math:`x_j` that come before :math:`x_i`, and the context.
 
-    Every output sees all its predecessors; for that, hidden layers narrower than ``D`` are widened to it.
+    Every output sees all its predecessors; for that, hidden layers narrower than ``D`` are widened to it. The context
+    enters the first layer; one with fewer batch dimensions than ``x`` is embedded once and broadcast.
 
     References:
         Germain et al. (2015), *MADE: masked autoencoder for distribution estimation*, https://arxiv.org/abs/1502.03509
@@ -46,8 +51,9 @@ class MaskedMLP(nn.Module):
         input_dim: Number of variables D.
         out_per_dim: Number P of outputs per variable.
         context_dim: Size of the context; 0 for none.
-        hidden_dims: Widths of the hidden layers.
+        hidden_dims: Widths of the hidden layers; may be empty.
         order: Place of each variable in the order, a permutation of 0 … D-1, ``(D,)``; by default their own.
+        activation: Function between the layers. It must have a name that pickle finds; a lambda has none.
 
     Raises:
         ValueError: If an argument is not as described.
@@ -63,38 +69,61 @@ class MaskedMLP(nn.Module):
         out_per_dim: int,
         context_dim: int = 0,
         hidden_dims: Sequence[int] = (64, 64),
-        order: Tensor | None = None,
+        order: Tensor | Sequence[int] | None = None,
+        *,
+        activation: Activation = nn.functional.silu,
     ) -> None:
         super().__init__()
-        place = torch.arange(input_dim) if order is None else order.to(torch.long)
-        if place.shape != (input_dim,) or not torch.equal(place.sort().values, torch.arange(input_dim)):
-            raise ValueError(f"order must be a permutation of 0 … {input_dim - 1}, got {place.tolist()}")
+        for name, size, least in (
+            ("input_dim", input_dim, 1),
+            ("out_per_dim", out_per_dim, 1),
+            ("context_dim", context_dim, 0),
+        ):
+            if not isinstance(size, int) or size < least:
+                raise ValueError(f"{name} must be an integer of at least {least}, got {size!r}")
+        places = list(range(input_dim)) if order is None else torch.as_tensor(order).tolist()
+        if not isinstance(places, list) or sorted(places) != list(range(input_dim)):
+            raise ValueError(f"order must be a permutation of 0 … {input_dim - 1}, got {places}")
+        place = torch.tensor(places)
         self.out_per_dim = out_per_dim
-        # A hidden unit of degree m sees the variables at places below m; an output at place i sees units of degree at most i.
+        self.activation = activation
+        # A hidden unit of degree m sees the variables at places below m; an output at place i sees units of degree at
+        # most i. All degrees 0 … D-1 occur in every layer, so that no path from a predecessor is cut.
         degrees = place + 1
         layers = []
         for width in check_hidden_dims(hidden_dims):
             hidden = torch.arange(max(width, input_dim)) % input_dim
             layers.append(MaskedLinear(hidden[:, None] >= degrees[None, :]))
             degrees = hidden
-        if layers:
-            out = place.repeat_interleave(out_per_dim)[:, None] >= degrees[None, :]
-        else:
-            out = place.repeat_interleave(out_per_dim)[:, None] > place[None, :]
-        last = MaskedLinear(out)
+        last = MaskedLinear(place.repeat_interleave(out_per_dim)[:, None] >= degrees[None, :])
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         self.layers = nn.ModuleList([*layers, last])
-        first_width = self.layers[0].weight.shape[0]  # type: ignore[union-attr, index]
-        self.context_layer = nn.Linear(context_dim, int(first_width), bias=False) if context_dim else None  # type: ignore[arg-type]
+        width = len((*layers, last)[0].weight)
+        self.context_layer = nn.Linear(context_dim, width, bias=False) if context_dim else None
         if self.context_layer is not None and not layers:
             nn.init.zeros_(self.context_layer.weight)
 
+    def given(self, context: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        """The map from ``x`` alone, for repeated use: weights masked and context embedded once.
+
+        Args:
+            context: Shape ``(*, context_dim)``, or None where ``context_dim`` is 0.
+        """
+        weights = [layer.masked_weight for layer in self.layers]
+        biases = [layer.bias for layer in self.layers]
+        embedded = self.context_layer(context) if self.context_layer is not None else None
+
+        def network(x: Tensor) -> Tensor:
+            h = nn.functional.linear(x, weights[0], biases[0])  # type: ignore[arg-type]
+            if embedded is not None:
+                h = h + embedded
+            for weight, bias in zip(weights[1:], biases[1:], strict=True):
+                h = nn.functional.linear(self.activation(h), weight, bias)  # type: ignore[arg-type]
+            return h.unflatten(-1, (-1, self.out_per_dim))
+
+        return network
+
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Map ``x`` ``(*, D)`` and context ``(*, context_dim)`` to ``(*, D, P)``; zero at the start."""
-        h = self.layers[0](x)
-        if self.context_layer is not None and context is not None:
-            h = h + self.context_layer(context)
-        for layer in self.layers[1:]:
-            h = layer(nn.functional.silu(h))
-        return h.reshape(*h.shape[:-1], -1, self.out_per_dim)
+        return self.given(context)(x)

@@ -2,36 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
+
+Activation = Callable[[Tensor], Tensor]
 
 
 def check_hidden_dims(hidden_dims: Sequence[int]) -> tuple[int, ...]:
     """Widths of hidden layers as a tuple.
 
     Raises:
-        ValueError: If one is not a positive integer.
+        ValueError: If it is no sequence, or one width is not a positive integer.
 
     Example:
         >>> check_hidden_dims([64, 64])
         (64, 64)
     """
+    if isinstance(hidden_dims, int):
+        raise ValueError(f"hidden_dims must be a sequence such as ({hidden_dims},), got the number {hidden_dims}")
     widths = tuple(hidden_dims)
-    if not all(isinstance(width, int) and width > 0 for width in widths):
+    if not all(isinstance(width, int) and not isinstance(width, bool) and width > 0 for width in widths):
         raise ValueError(f"hidden_dims must be positive integers, got {hidden_dims!r}")
     return widths
 
 
 class MLP(nn.Module):
-    r"""Multilayer perceptron :math:`W_n\,\sigma(\dots\sigma(W_1 x + b_1)) + b_n` with SiLU units.
+    r"""Multilayer perceptron :math:`W_n\,\sigma(\dots\sigma(W_1 x + b_1)) + b_n`.
 
-    SiLU is smooth: the density of a flow then has continuous gradients, on which path gradients and NUTS rely.
+    The activation is SiLU unless told otherwise: it is smooth, so that the density of a flow has continuous gradients,
+    on which path gradients and NUTS rely, and it does not saturate as tanh does.
 
     Args:
         in_dim: Size of the input.
         out_dim: Size of the output.
         hidden_dims: Widths of the hidden layers; may be empty.
+        activation: The function :math:`\sigma`. It must have a name that pickle finds; a lambda has none.
         zero_init: Start the last layer at zero, so that the output is zero.
 
     Raises:
@@ -42,19 +48,28 @@ class MLP(nn.Module):
         0.0
     """
 
-    def __init__(self, in_dim: int, out_dim: int, hidden_dims: Sequence[int] = (64, 64), *, zero_init: bool = False) -> None:
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        hidden_dims: Sequence[int] = (64, 64),
+        *,
+        activation: Activation = nn.functional.silu,
+        zero_init: bool = False,
+    ) -> None:
         super().__init__()
         for name, size in (("in_dim", in_dim), ("out_dim", out_dim)):
             if not isinstance(size, int) or size < 1:
                 raise ValueError(f"{name} must be a positive integer, got {size!r}")
         widths = (in_dim, *check_hidden_dims(hidden_dims), out_dim)
+        self.activation = activation
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
         if zero_init:
-            nn.init.zeros_(self.layers[-1].weight)  # type: ignore[arg-type]
-            nn.init.zeros_(self.layers[-1].bias)  # type: ignore[arg-type]
+            for parameter in self.layers[-1].parameters():
+                nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(*, in_dim)`` to ``(*, out_dim)``."""
         for layer in self.layers[:-1]:
-            x = nn.functional.silu(layer(x))
+            x = self.activation(layer(x))
         return self.layers[-1](x)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor
 
 from .base import Params, UnivariateMap
@@ -10,8 +13,8 @@ from .base import Params, UnivariateMap
 class Affine(UnivariateMap):
     r"""Affine map :math:`y = x \exp(s) + t` with a softly bounded log-scale.
 
-    :math:`\log|dy/dx| = s`, with :math:`s = b \tanh(a / b)` for the raw parameter :math:`a`, so that one layer scales by at most
-    :math:`e^{b}`. Both directions cost the same.
+    :math:`\log|dy/dx| = s`, with :math:`s = b \tanh(a / b)` for the raw parameter :math:`a`, so that one layer
+    scales by at most :math:`e^{b}`. Both directions cost the same.
 
     References:
         Dinh, Sohl-Dickstein, Bengio (2017), *Density estimation using Real NVP*, https://arxiv.org/abs/1605.08803
@@ -32,8 +35,8 @@ class Affine(UnivariateMap):
 
     def __init__(self, log_scale_bound: float = 3.0) -> None:
         super().__init__()
-        if not log_scale_bound > 0:
-            raise ValueError(f"log_scale_bound must be positive, got {log_scale_bound}")
+        if not 0 < log_scale_bound < math.inf:
+            raise ValueError(f"log_scale_bound must be positive and finite, got {log_scale_bound}")
         self.log_scale_bound = log_scale_bound
 
     def extra_repr(self) -> str:
@@ -44,7 +47,7 @@ class Affine(UnivariateMap):
 
     def forward_and_log_det(self, x: Tensor, params: Params) -> tuple[Tensor, Tensor]:
         log_scale = self._log_scale(params[1])
-        return x * log_scale.exp() + params[0], log_scale
+        return torch.addcmul(params[0], x, log_scale.exp()), log_scale
 
     def inverse_and_log_det(self, y: Tensor, params: Params) -> tuple[Tensor, Tensor]:
         log_scale = self._log_scale(params[1])

@@ -12,8 +12,9 @@ Params = tuple[Tensor, ...]
 class UnivariateMap(nn.Module):
     r"""A monotone map :math:`y = u(x; p)` of one variable with raw parameters :math:`p`, identity at :math:`p = 0`.
 
-    A subclass sets ``param_shapes`` and writes :meth:`forward_and_log_det` and :meth:`inverse_and_log_det`. All is elementwise:
-    for ``x`` of shape ``(*)``, the i-th parameter has shape ``(*, *param_shapes[i])``.
+    A subclass sets ``param_shapes`` and writes :meth:`forward_and_log_det` and :meth:`inverse_and_log_det`. All is
+    elementwise: for ``x`` of shape ``(*)``, the i-th parameter has shape ``(*, *param_shapes[i])``. Its batch shape may
+    lack leading dimensions of ``x``, where one set of parameters serves many points; so may that of the log-determinant.
 
     Example:
         >>> from pyro_flows.transforms.univariate import Affine
@@ -32,6 +33,8 @@ class UnivariateMap(nn.Module):
         """Cut raw parameters ``(*, param_count)`` into those of :attr:`param_shapes`."""
         if all(shape == () for shape in self.param_shapes):
             return tuple(raw.unbind(-1))
+        if len(self.param_shapes) == 1:
+            return (raw.unflatten(-1, self.param_shapes[0]),)
         parts = raw.split([math.prod(shape) for shape in self.param_shapes], dim=-1)
         return tuple(part.reshape(raw.shape[:-1] + shape) for part, shape in zip(parts, self.param_shapes, strict=True))
 

@@ -1,0 +1,22 @@
+"""Questions asked of draws and log-weights: whether to trust them, what they say, how they look."""
+
+from .arviz import from_groups, psislw, summary, to_netcdf
+from .inference_data import to_inference_data
+from .verdict import Diagnosis, diagnose
+from .weights import Psis, elbo, importance_ess, log_evidence, psis, psis_resample
+
+__all__ = [
+    "Diagnosis",
+    "Psis",
+    "diagnose",
+    "elbo",
+    "from_groups",
+    "importance_ess",
+    "log_evidence",
+    "psis",
+    "psis_resample",
+    "psislw",
+    "summary",
+    "to_inference_data",
+    "to_netcdf",
+]

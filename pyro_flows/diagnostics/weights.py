@@ -1,0 +1,150 @@
+"""What log importance weights say: evidence, ELBO, effective sample size, tail."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .arviz import psislw
+
+
+def check_log_weights(log_weights: Tensor, name: str = "log_weights") -> Tensor:
+    """The log-weights in float64, without gradient, on the CPU.
+
+    Raises:
+        ValueError: If they are not of shape ``(S,)`` with at least two entries, or hold NaN or plus infinity.
+
+    Example:
+        >>> check_log_weights(torch.zeros(3)).dtype
+        torch.float64
+    """
+    if not isinstance(log_weights, Tensor) or log_weights.dim() != 1 or len(log_weights) < 2:
+        shape = tuple(log_weights.shape) if isinstance(log_weights, Tensor) else type(log_weights).__name__
+        raise ValueError(f"{name} must be a tensor of shape (S,) with S of at least 2, got {shape}")
+    values = log_weights.detach().to(device="cpu", dtype=torch.float64)
+    if bool((torch.isnan(values) | torch.isposinf(values)).any()):
+        raise ValueError(f"{name} must be finite or minus infinity; they hold NaN or plus infinity")
+    return values
+
+
+def elbo(log_weights: Tensor) -> tuple[float, float]:
+    r"""Evidence lower bound :math:`E_q[\log w]` in nats and its Monte Carlo standard error.
+
+    Args:
+        log_weights: :math:`\log w = \log p - \log q` at draws of q, ``(S,)``.
+
+    Example:
+        >>> elbo(torch.zeros(10))
+        (0.0, 0.0)
+    """
+    values = check_log_weights(log_weights)
+    if not bool(torch.isfinite(values).all()):
+        return -math.inf, math.nan
+    return float(values.mean()), float(values.std()) / math.sqrt(len(values))
+
+
+def log_evidence(log_weights: Tensor) -> tuple[float, float]:
+    r"""Log evidence :math:`\log \frac1S \sum w` in nats and its Monte Carlo standard error by the delta method.
+
+    Args:
+        log_weights: :math:`\log w` at draws of q, ``(S,)``.
+
+    Example:
+        >>> log_evidence(torch.full((10,), -2.0))
+        (-2.0, 0.0)
+    """
+    values = check_log_weights(log_weights)
+    total = float(values.logsumexp(0))
+    if not math.isfinite(total):
+        return -math.inf, math.nan
+    relative = (values - total + math.log(len(values))).exp()
+    return total - math.log(len(values)), float(relative.std()) / math.sqrt(len(values))
+
+
+def importance_ess(log_weights: Tensor) -> float:
+    r"""Effective sample size :math:`(\sum w)^2 / \sum w^2` of importance weights, between 1 and S.
+
+    Args:
+        log_weights: :math:`\log w`, ``(S,)``.
+
+    Example:
+        >>> importance_ess(torch.zeros(10))
+        10.0
+    """
+    values = check_log_weights(log_weights)
+    if not bool(torch.isfinite(values).any()):
+        return 0.0
+    return float((2 * values.logsumexp(0) - (2 * values).logsumexp(0)).exp())
+
+
+@dataclass(frozen=True)
+class Psis:
+    r"""Pareto-smoothed importance weights.
+
+    Args:
+        khat: Shape :math:`\hat k` of the tail of the weights.
+        threshold: Above it the weights cannot be relied on: :math:`\min(1 - 1/\log_{10} S, 0.7)`.
+        log_weights: Smoothed log-weights that sum to one, ``(S,)``.
+
+    Example:
+        >>> psis(torch.zeros(100)).threshold
+        0.5
+    """
+
+    khat: float
+    threshold: float
+    log_weights: Tensor
+
+
+def psis(log_weights: Tensor) -> Psis:
+    r"""Smooth the tail of importance weights, and say how heavy it is.
+
+    References:
+        Vehtari et al. (2024), *Pareto smoothed importance sampling*, https://arxiv.org/abs/1507.02646
+
+    Args:
+        log_weights: :math:`\log w`, ``(S,)``.
+
+    Raises:
+        ValueError: If they are not as described, or all are minus infinity.
+
+    Example:
+        >>> psis(torch.zeros(10_000)).threshold
+        0.7
+    """
+    values = check_log_weights(log_weights)
+    smoothed, khat = psislw(values.numpy())
+    size = len(values)
+    threshold = min(1 - 1 / math.log10(size), 0.7) if size > 10 else 0.0
+    return Psis(khat, threshold, torch.from_numpy(smoothed))
+
+
+def psis_resample(log_weights: Tensor, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
+    """Indices drawn with replacement in proportion to weights, by systematic resampling, in random order.
+
+    Args:
+        log_weights: Log-weights, ``(S,)``, normalised or not.
+        num_samples: Number of indices.
+        generator: Random generator, on the CPU.
+
+    Returns:
+        Indices, ``(num_samples,)``.
+
+    Raises:
+        ValueError: If the weights are not as described, or ``num_samples`` is not positive.
+
+    Example:
+        >>> psis_resample(torch.tensor([0.0, -torch.inf]), 3).tolist()
+        [0, 0, 0]
+    """
+    values = check_log_weights(log_weights)
+    if num_samples < 1:
+        raise ValueError(f"num_samples must be positive, got {num_samples}")
+    cumulative = values.softmax(0).cumsum(0)
+    start = torch.rand((), generator=generator, dtype=torch.float64, device="cpu")
+    ticks = (torch.arange(num_samples, dtype=torch.float64, device="cpu") + start) / num_samples
+    chosen = torch.searchsorted(cumulative / cumulative[-1], ticks, right=True).clamp_max(len(values) - 1)
+    return chosen[torch.randperm(num_samples, generator=generator, device="cpu")]
