@@ -13,7 +13,9 @@ from .registry import register
 
 
 @register("nice", cheap="both", inverse="closed", paper="https://arxiv.org/abs/1410.8516")
-def nice(input_dim: int, context_dim: int = 0, *, num_layers: int = 8, hidden_dims: Sequence[int] = (64, 64)) -> Compose:
+def nice(
+    input_dim: int, context_dim: int = 0, *, num_layers: int = 8, hidden_dims: Sequence[int] = (64, 64)
+) -> Compose:
     """NICE: additive couplings, which keep volume, and one learnable diagonal scaling.
 
     References:

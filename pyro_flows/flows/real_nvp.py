@@ -13,7 +13,9 @@ from .registry import register
 
 
 @register("real_nvp", cheap="both", inverse="closed", paper="https://arxiv.org/abs/1605.08803")
-def real_nvp(input_dim: int, context_dim: int = 0, *, num_layers: int = 8, hidden_dims: Sequence[int] = (64, 64)) -> Compose:
+def real_nvp(
+    input_dim: int, context_dim: int = 0, *, num_layers: int = 8, hidden_dims: Sequence[int] = (64, 64)
+) -> Compose:
     """RealNVP: affine couplings with a bounded log-scale, then one elementwise affine map.
 
     References:

@@ -1,5 +1,7 @@
 """Conditioner networks."""
 
+from __future__ import annotations
+
 from .masked import MaskedMLP
 from .mlp import MLP
 

@@ -39,7 +39,7 @@ class MaskedLinear(nn.Linear):
 
 
 class MaskedMLP(nn.Module):
-    r"""Masked perceptron: output :math:`i` is a function of those :math:`x_j` that come before :math:`x_i`, and the context.
+    r"""Masked perceptron: output :math:`i` is a function of the variables before :math:`x_i`, and of the context.
 
     Every output sees all its predecessors; for that, hidden layers narrower than ``D`` are widened to it. The context
     enters the first layer; one with fewer batch dimensions than ``x`` is embedded once and broadcast.

@@ -13,32 +13,38 @@ from ..nn.masked import MaskedMLP
 from ..solvers.mode import is_eager
 from .core import FlowTransform
 from .elementwise import check_univariate
-from .univariate.base import Params, UnivariateMap
+from .univariate.base import UnivariateMap
+
+_MapOfX = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class Autoregressive(FlowTransform):
-    r"""Autoregressive layer :math:`y_i = u(x_i; g_i(x_{<i}, c))` with a masked perceptron :math:`g` that starts at zero.
+    r"""Autoregressive layer :math:`y_i = u(x_i; g_i(x_{<i}, c))` of a masked perceptron :math:`g` that starts at zero.
 
-    :math:`\log|\det \partial y/\partial x| = \sum_i \log|du/dx_i|`. The forward direction is one pass. The inverse is found in parallel
-    sweeps :math:`x \leftarrow u^{-1}(y; g(x, c))`: each fixes at least one more variable, so D suffice, and fewer usually do. Its
-    gradient is implicit, :math:`dx = J^{-1}(dy - \partial_\theta y\,d\theta)`, without a graph of the sweeps; it is of first order.
+    :math:`\log|\det \partial y/\partial x| = \sum_i \log|du/dx_i|`. The forward direction is one pass. The inverse is
+    found in parallel sweeps :math:`x \leftarrow u^{-1}(y; g(x, c))`: each fixes at least one more variable, so D
+    suffice, and fewer usually do. Its gradient is implicit, :math:`dx = J^{-1}(dy - \partial_\phi y\,d\phi)` for whatever
+    :math:`\phi` the layer depends on, with :math:`J^{-1}` applied in such sweeps too; it is of first order. Under
+    ``torch.compile`` and ``torch.func`` all D sweeps are made and differentiated as they are.
 
     References:
-        Papamakarios, Pavlakou, Murray (2017), *Masked autoregressive flow for density estimation*, https://arxiv.org/abs/1705.07057;
-        Kingma et al. (2016), *Improving variational inference with inverse autoregressive flow*, https://arxiv.org/abs/1606.04934;
-        Song, Meng, Ermon (2021), *Accelerating feedforward computation via parallel nonlinear equation solving*,
+        Papamakarios, Pavlakou, Murray (2017), *Masked autoregressive flow for density estimation*,
+        https://arxiv.org/abs/1705.07057;
+        Kingma et al. (2016), *Improving variational inference with inverse autoregressive flow*,
+        https://arxiv.org/abs/1606.04934;
+        Song, Meng, Liao, Ermon (2021), *Accelerating feedforward computation via parallel nonlinear equation solving*,
         https://arxiv.org/abs/2002.03629
 
     Args:
         input_dim: Number of variables D.
         univariate: The map :math:`u`.
         context_dim: Size of the context; 0 for none.
-        hidden_dims: Hidden layers of the perceptron.
-        order: Place of each variable in the order, a permutation of 0 … D-1, ``(D,)``.
+        hidden_dims: Hidden layers of the perceptron; those narrower than ``D`` are widened to it.
+        order: Place of each variable in the order, a permutation of 0 … D-1, ``(D,)``; by default their own.
 
     Raises:
         ValueError: If an argument is not as described.
-        ArithmeticError: In the inverse, in eager mode, if the sweeps end in a number that is not finite for a finite input.
+        ArithmeticError: In the inverse, in eager mode, if it overflows for a finite input. Elsewhere the row is NaN.
 
     Example:
         >>> from pyro_flows.transforms.univariate import Affine
@@ -57,69 +63,89 @@ class Autoregressive(FlowTransform):
         context_dim: int = 0,
         *,
         hidden_dims: Sequence[int] = (64, 64),
-        order: Tensor | None = None,
+        order: Tensor | Sequence[int] | None = None,
     ) -> None:
         super().__init__(input_dim, context_dim)
         self.univariate = check_univariate(univariate)
         self.conditioner = MaskedMLP(input_dim, univariate.param_count, context_dim, hidden_dims, order)
 
-    def _params(self, x: Tensor, context: Tensor | None) -> Params:
-        return self.univariate.split(self.conditioner(x, context))
+    def _map(self, context: Tensor | None) -> _MapOfX:
+        """The map ``x`` to ``y`` and its log-slopes, both ``(*, D)``."""
+        network = self.conditioner.given(context)
+        return lambda x: self.univariate.forward_and_log_det(x, self.univariate.split(network(x)))
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        y, log_det = self.univariate.forward_and_log_det(x, self._params(x, context))
-        return y, log_det.expand(y.shape).sum(-1)
+        y, log_slopes = self._map(context)(x)
+        return y, log_slopes.expand(y.shape).sum(-1)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if not is_eager():  # no early stop and no custom gradient here: plain sweeps, differentiated as they are
-            x = torch.zeros_like(y)
-            for _ in range(self.input_dim):
-                x, log_det = self.univariate.inverse_and_log_det(y, self._params(x, context))
-            return x, log_det.expand(x.shape).sum(-1)
-        x = self._sweep(y.detach(), context)
-        if torch.is_grad_enabled():
-            x = self._attach(x, y, context)
-        log_det = self.univariate.forward_and_log_det(x, self._params(x, context))[1]
-        return x, -log_det.expand(x.shape).sum(-1)
+        eager = is_eager()
+        if eager:
+            with torch.no_grad():
+                x, log_slopes = self._sweep(y, context, stop_early=True)
+        else:
+            x, log_slopes = self._sweep(y, context, stop_early=False)
+        lost = ~(x.abs() < _limit(x)).all(-1, keepdim=True)
+        if not eager or bool(lost.any()):
+            if eager:
+                self._explain(lost, y, context)
+            x = x.masked_fill(lost, torch.nan)
+            log_slopes = log_slopes.masked_fill(lost, torch.nan)
+        if eager and torch.is_grad_enabled():
+            f = self._map(context)
+            x = _attach_gradient(f, x, y, self.input_dim)
+            log_slopes = -f(x)[1]
+        return x, log_slopes.expand(x.shape).sum(-1)
 
-    @torch.no_grad()
-    def _sweep(self, y: Tensor, context: Tensor | None) -> Tensor:
-        x = torch.zeros_like(y)
-        tolerance = 4 * torch.finfo(y.dtype).eps
+    def _sweep(self, y: Tensor, context: Tensor | None, *, stop_early: bool) -> tuple[Tensor, Tensor]:
+        network, limit, tolerance = self.conditioner.given(context), _limit(y), 4 * torch.finfo(y.dtype).eps
+        x, log_slopes = torch.zeros_like(y), torch.zeros_like(y)
         for _ in range(self.input_dim):
-            previous, x = x, self.univariate.inverse_and_log_det(y, self._params(x, context))[0]
-            if bool(((x - previous).abs() <= tolerance * (1 + x.abs())).all()):
+            # A variable whose predecessors are not right yet can be anything. It must not overflow inside the network:
+            # infinity times a masked weight is NaN, also for the variables that are right.
+            seen = x.nan_to_num(0.0).clamp(-limit, limit)
+            previous = x
+            x, log_slopes = self.univariate.inverse_and_log_det(y, self.univariate.split(network(seen)))
+            if stop_early and bool(((x - previous).abs() <= tolerance * (1 + x.abs())).all()):
                 break
-        if not bool((torch.isfinite(x) | ~torch.isfinite(y)).all()):
+        return x, log_slopes
+
+    def _explain(self, lost: Tensor, y: Tensor, context: Tensor | None) -> None:
+        """Raise if rows were lost to overflow; rows of NaN are right where NaN came in."""
+        excused = ~torch.isfinite(y).all(-1, keepdim=True)
+        if context is not None:
+            excused = excused | ~torch.isfinite(context).all(-1, keepdim=True)
+        if bool((lost & ~excused).any()) and all(bool(torch.isfinite(p).all()) for p in self.parameters()):
             raise ArithmeticError(
-                f"{type(self).__name__}: the inverse of a finite input is not finite; its layers scale too strongly for "
-                f"{y.dtype}: use float64, or fewer or less bounded layers"
+                f"{type(self).__name__}: the inverse overflows in {int((lost & ~excused).sum())} rows of finite input, "
+                f"beyond {_limit(y):.0e}; use float64, fewer layers, or a univariate map that scales less"
             )
-        return x
 
-    def _attach(self, x: Tensor, y: Tensor, context: Tensor | None) -> Tensor:
-        """Give the solution ``x`` the gradient that the implicit function theorem says it has."""
-        with torch.enable_grad():
-            at = x.detach().requires_grad_()
-            linear = self.univariate.forward_and_log_det(at, self._params(at, context))
-        slopes = linear[1].detach().expand(x.shape).exp()
 
-        def transposed(v: Tensor) -> Tensor:
-            return torch.autograd.grad(linear[0], at, v, retain_graph=True)[0]
+def _limit(x: Tensor) -> float:
+    """Magnitude up to which a network of ordinary weights does not overflow."""
+    return torch.finfo(x.dtype).max ** 0.75
 
-        def solve(gradient: Tensor) -> Tensor:
-            # Jᵀ v = gradient, J triangular: sweeps with its diagonal, exact after D of them.
-            v = gradient / slopes
-            tolerance = 4 * torch.finfo(v.dtype).eps
-            for _ in range(self.input_dim - 1):
-                step = (gradient - transposed(v)) / slopes
-                v = v + step
-                if bool((step.abs() <= tolerance * v.abs()).all()):
-                    break
-            return v
 
-        residual = self.univariate.forward_and_log_det(x, self._params(x, context))[0] - y
-        return x + _ImplicitStep.apply(residual, solve)  # type: ignore[no-untyped-call]
+def _attach_gradient(f: _MapOfX, x: Tensor, y: Tensor, sweeps: int) -> Tensor:
+    """Give ``x``, which solves ``f(x) = y``, the gradient that the implicit function theorem says it has."""
+    at = x.detach().requires_grad_()
+    image, log_slopes = f(at)
+    slopes = log_slopes.detach().expand(x.shape).exp()
+
+    def solve(gradient: Tensor) -> Tensor:
+        # Jᵀ v = gradient for a triangular J with these slopes on its diagonal. Each sweep fixes one more variable; two
+        # more remove the rounding errors of those that were large on the way.
+        v = gradient / slopes
+        tolerance = 4 * torch.finfo(v.dtype).eps
+        for _ in range(sweeps + 1):
+            step = (gradient - torch.autograd.grad(image, at, v, retain_graph=True)[0]) / slopes
+            v = v + step
+            if bool((step.abs() <= tolerance * v.abs().amax(-1, keepdim=True)).all()):
+                break
+        return v
+
+    return x.detach() + _ImplicitStep.apply(image - y, solve)
 
 
 class _ImplicitStep(torch.autograd.Function):
@@ -131,6 +157,6 @@ class _ImplicitStep(torch.autograd.Function):
         return torch.zeros_like(residual)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return -ctx.solve(gradient), None

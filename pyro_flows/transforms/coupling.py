@@ -16,9 +16,9 @@ from .univariate.base import Params, UnivariateMap
 class Coupling(FlowTransform):
     r"""Coupling layer :math:`y_A = x_A,\; y_B = u(x_B; g(x_A, c))` with a perceptron :math:`g` that starts at zero.
 
-    :math:`\log|\det \partial y/\partial x| = \sum_{i \in B} \log|du/dx_i|`. NICE is ``Coupling(Shift)``, RealNVP ``Coupling(Affine)``,
-    a neural spline flow ``Coupling(RationalQuadraticSpline)``. Both directions cost one pass. Where nothing passes (one
-    variable), the map depends on the context alone, or is constant.
+    :math:`\log|\det \partial y/\partial x| = \sum_{i \in B} \log|du/dx_i|`. NICE is ``Coupling(Shift)``, RealNVP
+    ``Coupling(Affine)``, a neural spline flow ``Coupling(RationalQuadraticSpline)``. Both directions cost one pass.
+    Where nothing passes, as with one variable, the map depends on the context alone, or is constant.
 
     References:
         Dinh, Krueger, Bengio (2014), *NICE: non-linear independent components estimation*, https://arxiv.org/abs/1410.8516
@@ -55,43 +55,51 @@ class Coupling(FlowTransform):
     ) -> None:
         super().__init__(input_dim, context_dim)
         self.univariate = check_univariate(univariate)
-        keep = torch.arange(input_dim) < input_dim // 2 if mask is None else torch.as_tensor(mask)
-        if keep.shape != (input_dim,) or keep.dtype != torch.bool:
-            raise ValueError(f"mask must be boolean of shape ({input_dim},), got {keep.dtype} of shape {tuple(keep.shape)}")
-        if bool(keep.all()):
+        if mask is None:
+            mask = [i < input_dim // 2 for i in range(input_dim)]
+        keep = mask.tolist() if isinstance(mask, Tensor) else list(mask)
+        if len(keep) != input_dim or not all(isinstance(entry, bool) for entry in keep):
+            raise ValueError(f"mask must hold {input_dim} booleans, True for a variable that passes; got {keep}")
+        if all(keep):
             raise ValueError("mask lets every variable pass, so the layer would do nothing; set one entry to False")
-        passed, mapped = keep.nonzero().squeeze(-1), (~keep).nonzero().squeeze(-1)
-        self.register_buffer("passed", passed)
-        self.register_buffer("mapped", mapped)
-        self.register_buffer("restore", torch.cat([passed, mapped]).argsort())
+        passed = [i for i in range(input_dim) if keep[i]]
+        mapped = [i for i in range(input_dim) if not keep[i]]
+        joined = passed + mapped
+        self.register_buffer("passed", torch.tensor(passed, dtype=torch.long))
+        self.register_buffer("mapped", torch.tensor(mapped, dtype=torch.long))
+        self.register_buffer("restore", torch.tensor([joined.index(i) for i in range(input_dim)]))
         in_dim, out_dim = len(passed) + context_dim, len(mapped) * univariate.param_count
-        if in_dim > 0:
-            self.network: MLP | None = MLP(in_dim, out_dim, hidden_dims, zero_init=True)
-            self.constant = None
-        else:
-            self.network = None
-            self.constant = torch.nn.Parameter(torch.zeros(out_dim))
+        self.network = MLP(in_dim, out_dim, hidden_dims, zero_init=True) if in_dim else None
+        self.constant = None if in_dim else torch.nn.Parameter(torch.zeros(out_dim))
 
     def extra_repr(self) -> str:
-        return f"passed={self.passed.tolist()}" if self.input_dim <= 16 else f"{len(self.passed)} of {self.input_dim} pass"
+        return (
+            f"passed={self.passed.tolist()}" if self.input_dim <= 16 else f"{len(self.passed)} of {self.input_dim} pass"
+        )
 
     def _params(self, passed: Tensor, context: Tensor | None) -> Params:
         if self.network is None:
-            raw = self.constant
+            raw: Tensor = self.constant  # type: ignore[assignment]
         elif context is None:
             raw = self.network(passed)
+        elif passed.shape[-1] == 0:
+            raw = self.network(context)
         else:
             raw = self.network(torch.cat([passed, context.expand(*passed.shape[:-1], -1)], -1))
-        return self.univariate.split(raw.reshape(*raw.shape[:-1], len(self.mapped), -1))  # type: ignore[union-attr]
+        return self.univariate.split(raw.unflatten(-1, (-1, self.univariate.param_count)))
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         passed = x.index_select(-1, self.passed)
-        mapped, log_det = self.univariate.forward_and_log_det(x.index_select(-1, self.mapped), self._params(passed, context))
+        mapped, log_det = self.univariate.forward_and_log_det(
+            x.index_select(-1, self.mapped), self._params(passed, context)
+        )
         return self._join(passed, mapped), log_det.expand(mapped.shape).sum(-1)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         passed = y.index_select(-1, self.passed)
-        mapped, log_det = self.univariate.inverse_and_log_det(y.index_select(-1, self.mapped), self._params(passed, context))
+        mapped, log_det = self.univariate.inverse_and_log_det(
+            y.index_select(-1, self.mapped), self._params(passed, context)
+        )
         return self._join(passed, mapped), log_det.expand(mapped.shape).sum(-1)
 
     def _join(self, passed: Tensor, mapped: Tensor) -> Tensor:

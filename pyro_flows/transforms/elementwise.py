@@ -13,9 +13,10 @@ from .univariate.base import Params, UnivariateMap
 
 
 class Elementwise(FlowTransform):
-    r"""Elementwise transform :math:`y_i = u(x_i; p_i + g_i(c))` with learnable parameters, shifted by a network of the context.
+    r"""Elementwise transform :math:`y_i = u(x_i; p_i + g_i(c))` of learnable :math:`p` and a network :math:`g`.
 
-    :math:`\log|\det \partial y/\partial x| = \sum_i \log|du/dx_i|`. Both directions cost what the univariate map's cost.
+    :math:`\log|\det \partial y/\partial x| = \sum_i \log|du/dx_i|`. It starts as the identity, whatever the context.
+    Both directions cost what the univariate map's cost.
 
     Args:
         input_dim: Number of variables D.

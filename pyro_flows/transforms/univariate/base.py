@@ -13,8 +13,8 @@ class UnivariateMap(nn.Module):
     r"""A monotone map :math:`y = u(x; p)` of one variable with raw parameters :math:`p`, identity at :math:`p = 0`.
 
     A subclass sets ``param_shapes`` and writes :meth:`forward_and_log_det` and :meth:`inverse_and_log_det`. All is
-    elementwise: for ``x`` of shape ``(*)``, the i-th parameter has shape ``(*, *param_shapes[i])``. Its batch shape may
-    lack leading dimensions of ``x``, where one set of parameters serves many points; so may that of the log-determinant.
+    elementwise: for ``x`` of shape ``(*)``, the i-th parameter has shape ``(*, *param_shapes[i])``. Where one
+    set of parameters serves many points, it lacks leading dimensions of ``x``; so may then the log-determinant.
 
     Example:
         >>> from pyro_flows.transforms.univariate import Affine
