@@ -44,8 +44,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
+    import torch
+
     from .demo import run_demo
 
+    torch.set_num_threads(1)  # the tensors are small: a second thread costs more than it brings
     run_demo(arguments.out, seed=arguments.seed, quick=arguments.quick, progress=not arguments.no_progress)
     return 0
 
