@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -40,8 +42,10 @@ def test_names_used_in_the_readme_exist(index):
                 assert hasattr(getattr(pf, room), name), f"{room}.{name}"
 
 
-def test_transform_of_the_readme_passes_its_own_check():
+def test_transform_of_the_readme_passes_its_own_check(monkeypatch):
     (script,) = [script for script in SCRIPTS if "class Scale" in script]
-    names = {"torch": torch, "pf": pf}
-    exec(script, names)
-    assert names["Scale"](3).input_dim == 3
+    module = types.ModuleType("readme_script")  # a module of its own, so that the class can be pickled
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    module.__dict__.update(torch=torch, pf=pf)
+    exec(script, module.__dict__)
+    assert module.Scale(3).input_dim == 3
