@@ -38,4 +38,6 @@ def nice(
         Coupling(input_dim, Shift(), context_dim, hidden_dims=hidden_dims, mask=mask)
         for mask in coupling_masks(input_dim, num_layers)
     ]
-    return Compose([*layers, Elementwise(input_dim, Affine(), context_dim, hidden_dims=hidden_dims)])
+    return Compose(
+        [*layers, Elementwise(input_dim, Affine(log_scale_bound=10.0), context_dim, hidden_dims=hidden_dims)]
+    )

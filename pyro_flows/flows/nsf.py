@@ -50,7 +50,9 @@ def nsf_coupling(
         Coupling(input_dim, spline, context_dim, hidden_dims=hidden_dims, mask=mask)
         for mask in coupling_masks(input_dim, num_layers)
     ]
-    return Compose([*layers, Elementwise(input_dim, Affine(), context_dim, hidden_dims=hidden_dims)])
+    return Compose(
+        [*layers, Elementwise(input_dim, Affine(log_scale_bound=10.0), context_dim, hidden_dims=hidden_dims)]
+    )
 
 
 @register("nsf_autoregressive", cheap="inverse", inverse="solved", paper=_PAPER)
@@ -88,5 +90,5 @@ def nsf_autoregressive(
         Autoregressive(input_dim, spline, context_dim, hidden_dims=hidden_dims, order=order)
         for order in alternating_orders(input_dim, num_layers)
     ]
-    scaling = Elementwise(input_dim, Affine(), context_dim, hidden_dims=hidden_dims)
+    scaling = Elementwise(input_dim, Affine(log_scale_bound=10.0), context_dim, hidden_dims=hidden_dims)
     return Compose([scaling, *layers]).inv

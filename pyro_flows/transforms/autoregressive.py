@@ -23,9 +23,9 @@ class Autoregressive(FlowTransform):
 
     :math:`\log|\det \partial y/\partial x| = \sum_i \log|du/dx_i|`. The forward direction is one pass. The inverse is
     found in parallel sweeps :math:`x \leftarrow u^{-1}(y; g(x, c))`: each fixes at least one more variable, so D
-    suffice, and fewer usually do. Its gradient is implicit, :math:`dx = J^{-1}(dy - \partial_\phi y\,d\phi)` for whatever
-    :math:`\phi` the layer depends on, with :math:`J^{-1}` applied in such sweeps too; it is of first order. Under
-    ``torch.compile`` and ``torch.func`` all D sweeps are made and differentiated as they are.
+    suffice, and fewer usually do. Its gradient is implicit, :math:`dx = J^{-1}(dy - \partial_\phi y\,d\phi)` for
+    whatever :math:`\phi` the layer depends on, with :math:`J^{-1}` applied in such sweeps too; it is of first order.
+    Under ``torch.compile`` and ``torch.func`` all D sweeps are made and differentiated as they are.
 
     References:
         Papamakarios, Pavlakou, Murray (2017), *Masked autoregressive flow for density estimation*,

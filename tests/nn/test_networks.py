@@ -1,0 +1,104 @@
+"""MLP and MaskedMLP: who sees whom, widths, zero start."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+
+from pyro_flows.nn import MLP, MaskedMLP
+
+
+def randomised(module, scale=0.5):
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(scale * torch.randn_like(parameter))
+    return module.double()
+
+
+def influence(network, D, context=None):
+    """Whether output i changes with input j, ``(D, D)``."""
+    x = torch.randn(D, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(lambda v: network(v, context), x)
+    return (jacobian != 0).any(1)
+
+
+@pytest.mark.parametrize("D", [1, 2, 5, 12])
+@pytest.mark.parametrize("hidden", [(), (4,), (3, 3), (16, 7, 16)])
+def test_each_output_sees_all_its_predecessors_and_nothing_else(D, hidden):
+    network = randomised(MaskedMLP(D, 2, hidden_dims=hidden))
+    expected = torch.ones(D, D, dtype=torch.bool).tril(-1)
+    assert torch.equal(influence(network, D), expected)
+
+
+@pytest.mark.parametrize("order", [[2, 0, 3, 1], [3, 2, 1, 0]])
+@pytest.mark.parametrize("hidden", [(), (8, 8)])
+def test_order_says_who_comes_before(order, hidden):
+    network = randomised(MaskedMLP(4, 1, hidden_dims=hidden, order=torch.tensor(order)))
+    place = torch.tensor(order)
+    assert torch.equal(influence(network, 4), place[:, None] > place[None, :])
+
+
+@pytest.mark.parametrize("hidden", [(), (3,), (8, 8)])
+@pytest.mark.parametrize("D", [1, 4])
+def test_every_output_sees_the_context(D, hidden):
+    network = randomised(MaskedMLP(D, 2, 3, hidden))
+    x = torch.randn(D, dtype=torch.float64)
+    context = torch.randn(3, dtype=torch.float64)
+    jacobian = torch.autograd.functional.jacobian(lambda c: network(x, c), context)
+    assert (jacobian != 0).all()
+
+
+def test_context_of_fewer_batch_dimensions_is_broadcast():
+    network = randomised(MaskedMLP(3, 2, 2))
+    x, context = torch.randn(4, 5, 3, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
+    torch.testing.assert_close(network(x, context), network(x, context.expand(4, 5, 2)))
+
+
+def test_networks_start_at_zero_where_asked():
+    x = torch.randn(5, 3)
+    assert MaskedMLP(3, 2, 2)(x, torch.randn(5, 2)).count_nonzero() == 0
+    assert MLP(3, 2, zero_init=True)(x).count_nonzero() == 0
+    assert MLP(3, 2)(x).count_nonzero() > 0
+
+
+def test_masks_are_saved_and_follow_the_module():
+    state = MaskedMLP(3, 2, order=torch.tensor([1, 2, 0])).state_dict()
+    other = MaskedMLP(3, 2)
+    other.load_state_dict(state)
+    randomised(other)
+    assert torch.equal(influence(other, 3), torch.tensor([1, 2, 0])[:, None] > torch.tensor([1, 2, 0])[None, :])
+
+
+def test_activation_is_used_and_pickled():
+    torch.manual_seed(0)
+    network = MLP(2, 1, (8,), activation=torch.tanh)
+    x = torch.randn(4, 2)
+    first, last = network.layers
+    torch.testing.assert_close(network(x), last(torch.tanh(first(x))))
+    torch.testing.assert_close(pickle.loads(pickle.dumps(network))(x), network(x))
+    masked = MaskedMLP(2, 1, hidden_dims=(8,), activation=torch.relu)
+    first, last = masked.layers
+    torch.nn.init.normal_(last.weight)
+    torch.testing.assert_close(masked(x), last(torch.relu(first(x))).unsqueeze(-1))
+
+
+@pytest.mark.parametrize(
+    "build, name",
+    [
+        (lambda: MLP(0, 2), "in_dim"),
+        (lambda: MLP(2, 0), "out_dim"),
+        (lambda: MLP(2, 2, (8, 0)), "hidden_dims"),
+        (lambda: MLP(2, 2, 64), "hidden_dims"),
+        (lambda: MaskedMLP(0, 2), "input_dim"),
+        (lambda: MaskedMLP(3, 0), "out_per_dim"),
+        (lambda: MaskedMLP(3, 2, -1), "context_dim"),
+        (lambda: MaskedMLP(3, 2, order=torch.tensor([0, 1, 1])), "order"),
+        (lambda: MaskedMLP(3, 2, order=torch.tensor([0, 1])), "order"),
+    ],
+)
+def test_a_bad_argument_is_named(build, name):
+    with pytest.raises(ValueError, match=name):
+        build()
