@@ -11,9 +11,11 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from pyro_flows.flows import real_nvp
 from pyro_flows.flows.registry import FlowFactory
 from pyro_flows.guides import AutoFlow
 from pyro_flows.model import LogJoint, initial_point, read_model
+from pyro_flows.transforms import Compose
 
 from .result import Fit
 from .start import choose_start
@@ -149,7 +151,15 @@ class _seeded:  # noqa: N801  (used as a function)
 def _make_guide(model: Callable[..., Any], guide: Any, args: Any, kwargs: Mapping[str, Any]) -> AutoFlow:
     if isinstance(guide, AutoFlow):
         return guide.setup(*args, **kwargs)
-    return AutoFlow(model, flow="real_nvp" if guide is None else guide).setup(*args, **kwargs)
+    if guide is not None:
+        return AutoFlow(model, flow=guide).setup(*args, **kwargs)
+    return AutoFlow(model, flow=_default_flow).setup(*args, **kwargs)
+
+
+def _default_flow(input_dim: int, context_dim: int = 0) -> Compose:
+    """Eight affine couplings; narrow conditioners are as good in few dimensions, and twice as fast."""
+    width = 32 if input_dim <= 20 else 64
+    return real_nvp(input_dim, context_dim, num_layers=8, hidden_dims=(width, width))
 
 
 def _start(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -12,12 +13,25 @@ import torch
 from pyro.distributions import ConditionalTransform, TransformModule
 from torch import Tensor, nn
 from torch.distributions import constraints
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from pyro_flows.solvers.mode import is_eager
 
 CheapDirection = Literal["both", "forward", "inverse"]
 LogDetKind = Literal["exact", "estimate", "bound"]
 _Pass = Callable[..., tuple[Tensor, Tensor]]
+
+
+_optimizer_steps = itertools.count(1)
+_last_optimizer_step = [0]
+
+
+def _note_optimizer_step(*_: Any) -> None:
+    _last_optimizer_step[0] = next(_optimizer_steps)
+
+
+# A fused optimiser changes parameters without a change of their versions, so the cache asks for the last step too.
+register_optimizer_step_post_hook(_note_optimizer_step)
 
 
 class _CacheEntry(NamedTuple):
@@ -53,7 +67,7 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
     keeps its own batch shape, which broadcasts against that of ``x``, and is ``None`` when ``context_dim`` is 0.
 
     The cache remembers one pass (x, y, log-det) by identity and version of the tensors and of every parameter and buffer, by
-    the gradient mode and by train and eval mode. In-place edits through ``.data`` leave versions unchanged and are not seen.
+    the gradient mode, by train and eval mode, and by the steps that optimisers took. In-place edits through ``.data`` leave versions unchanged and are not seen.
 
     Args:
         input_dim: Number of variables D of the event ``(D,)``. At least 1.
@@ -205,7 +219,7 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
 
     def _state_key(self) -> tuple[Any, ...] | None:
         """Identity, version and mode of everything that a pass depends on beside its input; None where versions are unknown."""
-        key: list[Any] = [torch.is_grad_enabled()]
+        key: list[Any] = [torch.is_grad_enabled(), _last_optimizer_step[0]]
         stack: list[nn.Module] = [self]
         while stack:
             module = stack.pop()

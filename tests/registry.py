@@ -1,0 +1,39 @@
+"""Every transform under test, one line each: ``name -> (input_dim, context_dim) -> FlowTransform``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from pyro_flows import flows
+from pyro_flows import transforms as t
+
+Factory = Callable[[int, int], t.FlowTransform]
+
+TRANSFORMS: dict[str, Factory] = {
+    "Elementwise(Shift)": lambda d, c: t.Elementwise(d, t.Shift(), c, hidden_dims=(8,)),
+    "Elementwise(Affine)": lambda d, c: t.Elementwise(d, t.Affine(), c, hidden_dims=(8,)),
+    "Elementwise(RQS)": lambda d, c: t.Elementwise(d, t.RationalQuadraticSpline(), c, hidden_dims=(8,)),
+    "Coupling(Shift)": lambda d, c: t.Coupling(d, t.Shift(), c, hidden_dims=(8,)),
+    "Coupling(Affine)": lambda d, c: t.Coupling(d, t.Affine(), c, hidden_dims=(8,)),
+    "Coupling(RQS)": lambda d, c: t.Coupling(d, t.RationalQuadraticSpline(), c, hidden_dims=(8,)),
+    "Autoregressive(Shift)": lambda d, c: t.Autoregressive(d, t.Shift(), c, hidden_dims=(8,)),
+    "Autoregressive(Affine)": lambda d, c: t.Autoregressive(d, t.Affine(), c, hidden_dims=(8,)),
+    "Autoregressive(RQS)": lambda d, c: t.Autoregressive(d, t.RationalQuadraticSpline(), c, hidden_dims=(8,)),
+    "AffineTril": t.AffineTril,
+    "LULinear": t.LULinear,
+    "Householder": t.Householder,
+    "Planar": t.Planar,
+    "Radial": t.Radial,
+    "Sylvester": t.Sylvester,
+}
+
+# These take no context.
+UNCONDITIONAL: dict[str, Factory] = {
+    "ActNorm": lambda d, c: t.ActNorm(d),
+    "Permutation": lambda d, c: t.Permutation(torch.arange(d).flip(0)),
+    "LowerCholeskyAffine": lambda d, c: t.LowerCholeskyAffine(torch.ones(d), torch.eye(d) + 0.1 * torch.ones(d, d).tril()),
+}
+
+FLOWS: dict[str, Factory] = {name: flows.get(name) for name in flows.names()}

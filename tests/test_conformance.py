@@ -1,0 +1,79 @@
+"""Every transform and every flow keeps every law, in float32 and float64, with and without context."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pyro_flows.testing import FLOW_LAWS, LAWS, Case, check_flow, check_transform
+
+sys.path.insert(0, str(Path(__file__).parent))
+from registry import FLOWS, TRANSFORMS, UNCONDITIONAL  # noqa: E402
+
+# Tracing is slow and does not depend on these.
+ONCE = {"compiles_in_one_graph", "cache_is_never_stale", "pyro_module_trains", "auto_normalizing_flow_and_neutra"}
+SHAPES = ((1, 0), (1, 3), (2, 0), (2, 3), (5, 0), (5, 3))
+
+
+def _check(check, factory, law, context=True):
+    for input_dim, context_dim in SHAPES:
+        if (context_dim and not context) or (law in ONCE and (input_dim, context_dim) not in ((2, 0), (5, 3))):
+            continue
+        dtypes = (torch.float64,) if law == "compiles_in_one_graph" else (torch.float32, torch.float64)
+        check(factory, input_dim=input_dim, context_dim=context_dim, laws=[law], dtypes=dtypes)
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_transform_keeps_law(name, law):
+    _check(check_transform, TRANSFORMS[name], law)
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("name", UNCONDITIONAL)
+def test_unconditional_transform_keeps_law(name, law):
+    _check(check_transform, UNCONDITIONAL[name], law, context=False)
+
+
+@pytest.mark.parametrize("law", [*LAWS, *FLOW_LAWS])
+@pytest.mark.parametrize("name", FLOWS)
+def test_flow_keeps_law(name, law):
+    _check(check_flow, FLOWS[name], law)
+
+
+_FRESH_PROCESS = """
+import pickle, sys, torch
+torch.manual_seed(987)
+from pyro_flows import flows
+folder = sys.argv[1]
+for name in flows.names():
+    flow = flows.get(name)(3, 2)
+    flow.load_state_dict(torch.load(f"{folder}/{name}.pt", weights_only=True))
+    x, context, y, log_det = torch.load(f"{folder}/{name}.expected.pt", weights_only=True)
+    found = flow.forward_and_log_det(x, context)
+    assert torch.equal(found[0], y) and torch.equal(found[1], log_det), name
+print("all equal")
+"""
+
+
+def test_state_dict_in_a_fresh_process_with_another_seed_is_bit_exact(tmp_path):
+    torch.set_num_threads(1)
+    for name, factory in FLOWS.items():
+        case = Case(factory, 3, 2, torch.float32, 0)
+        flow, x, context = case.build(), case.inputs(6), case.context(6)
+        y, log_det = flow.forward_and_log_det(x, context)
+        torch.save(flow.state_dict(), tmp_path / f"{name}.pt")
+        torch.save((x, context, y.detach(), log_det.detach()), tmp_path / f"{name}.expected.pt")
+    code = "import torch; torch.set_num_threads(1)\n" + _FRESH_PROCESS
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "all equal", done.stderr
+
+
+def test_every_flow_is_picklable_by_its_factory():
+    for name, factory in FLOWS.items():
+        assert pickle.loads(pickle.dumps(factory)) is factory, name
