@@ -1,7 +1,10 @@
 """Questions asked of draws and log-weights: whether to trust them, what they say, how they look."""
 
+from __future__ import annotations
+
 from .arviz import from_groups, psislw, summary, to_netcdf
 from .inference_data import to_inference_data
+from .plots import plot_losses, plot_pairs, plot_weights
 from .verdict import Diagnosis, diagnose
 from .weights import Psis, elbo, importance_ess, log_evidence, psis, psis_resample
 
@@ -13,6 +16,9 @@ __all__ = [
     "from_groups",
     "importance_ess",
     "log_evidence",
+    "plot_losses",
+    "plot_pairs",
+    "plot_weights",
     "psis",
     "psis_resample",
     "psislw",

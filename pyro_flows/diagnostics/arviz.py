@@ -11,6 +11,11 @@ from typing import Any
 
 import numpy as np
 
+#: Fewer positive weights than these leave fewer than six in the tail, which arviz 1.x cannot fit.
+MIN_POSITIVE = 30
+#: Log-weights closer together than this, in nats, differ by rounding.
+NO_SPREAD = 1e-9
+
 
 def load() -> ModuleType:
     """Import arviz, without the announcement that 0.23.4 makes once a day.
@@ -38,15 +43,19 @@ def is_legacy() -> bool:
 def psislw(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
     r"""Pareto-smoothed importance sampling: smoothed log-weights that sum to one, and the tail shape :math:`\hat k`.
 
-    arviz 0.x takes :math:`+\log w` here and 1.x takes :math:`-\log w`; both get what they want. Where the finite weights are
-    constant, or fewer than 20, there is no tail to fit: the weights come back normalised, with :math:`\hat k` of minus infinity or
-    of infinity respectively.
+    arviz 0.x takes :math:`+\log w` here and 1.x takes :math:`-\log w`; both get what they want. Weights of zero stay zero and
+    are left out of the fit. Where there is no tail to fit, the weights come back normalised but not smoothed: with
+    :math:`\hat k = -\infty` if the largest weights are all equal (a bounded tail without spread), with :math:`\hat k = \infty`
+    if fewer than 30 weights are positive or the fit fails (nothing is known of the tail).
 
     References:
         Vehtari et al. (2024), *Pareto smoothed importance sampling*, https://arxiv.org/abs/1507.02646
 
     Args:
         log_weights: Log importance weights, ``(S,)``; minus infinity is a weight of zero.
+
+    Returns:
+        Smoothed log-weights ``(S,)``, whose exponentials sum to one, and :math:`\hat k`.
 
     Raises:
         ValueError: If they are not one-dimensional, hold NaN or plus infinity, or are all zero.
@@ -56,35 +65,52 @@ def psislw(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
         >>> khat
         -inf
     """
-    weights = np.asarray(log_weights, dtype=np.float64)
+    weights = np.array(log_weights, dtype=np.float64)
     if weights.ndim != 1 or weights.size == 0:
         raise ValueError(f"log_weights must have shape (S,), got {weights.shape}")
     if np.isnan(weights).any() or np.isposinf(weights).any():
-        raise ValueError("log_weights must be finite or minus infinity; they hold NaN or plus infinity")
-    finite = np.isfinite(weights)
-    if not finite.any():
-        raise ValueError("log_weights are all minus infinity: no draw has any posterior density")
+        raise ValueError(
+            "log_weights must be finite or minus infinity, got NaN or plus infinity; set such draws to -inf"
+        )
+    if not np.isfinite(weights).any():
+        raise ValueError("log_weights must not all be minus infinity: no draw has any posterior density")
     normalised = weights - np.logaddexp.reduce(weights)
-    kept = normalised[finite]
-    if kept.size < 20:
-        return normalised, math.inf
-    if float(np.ptp(kept)) < 1e-9:
+    positive = np.isfinite(normalised)
+    kept = normalised[positive]
+    tail = np.sort(kept)[-_tail_length(kept.size) - 1 :]
+    if float(np.ptp(tail)) < NO_SPREAD:
         return normalised, -math.inf
+    if kept.size < MIN_POSITIVE:
+        return normalised, math.inf
     smoothed, khat = _arviz_psislw(kept)
-    result = np.full_like(normalised, -np.inf)
-    result[finite] = smoothed - np.logaddexp.reduce(smoothed)
-    return result, khat
+    if math.isnan(khat) or not np.isfinite(smoothed).all():
+        return normalised, math.inf
+    if smoothed[kept.argmax()] < smoothed[kept.argmin()]:
+        raise RuntimeError(
+            f"arviz {load().__version__} reversed the order of the weights: its psislw takes another sign"
+        )
+    normalised[positive] = smoothed - np.logaddexp.reduce(smoothed)
+    return normalised, khat
+
+
+def _tail_length(size: int) -> int:
+    """Number of weights that the generalised Pareto distribution is fitted to."""
+    return math.ceil(min(size / 5, 3 * math.sqrt(size)))
 
 
 def _arviz_psislw(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
-    arviz = load()
     if is_legacy():
-        smoothed, khat = arviz.psislw(log_weights)
-        return np.asarray(smoothed), float(khat)
+        smoothed, khat = load().psislw(log_weights)
+    else:
+        smoothed, khat = _array_stats().psislw(-log_weights)
+    return np.asarray(smoothed, dtype=np.float64), float(khat)
+
+
+def _array_stats() -> Any:
+    """The array functions of arviz 1.x, which its top level does not export."""
     from arviz_stats.base import array_stats
 
-    smoothed, khat = array_stats.psislw(-log_weights, r_eff=1.0)
-    return np.asarray(smoothed), float(khat)
+    return array_stats
 
 
 def from_groups(

@@ -142,7 +142,9 @@ def plot_losses(losses: Sequence[float], path: str | Path | None = None) -> Any:
     axis.plot(steps, values, ".", ms=2, alpha=0.3, color=_FLOW)
     window = max(1, len(values) // 60)
     chunks = range(0, len(values) - window + 1, window)
-    axis.plot([i + window / 2 for i in chunks], [np.median(values[i : i + window]) for i in chunks], color=_REFERENCE, lw=1.5)
+    axis.plot(
+        [i + window / 2 for i in chunks], [np.median(values[i : i + window]) for i in chunks], color=_REFERENCE, lw=1.5
+    )
     low, high = values.min(), np.quantile(values, 0.98)
     axis.set_ylim(low - 0.05 * (high - low) - 1e-9, high + 0.05 * (high - low) + 1e-9)
     axis.set_xlabel("step", color=_INK)

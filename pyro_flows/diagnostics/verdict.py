@@ -3,62 +3,64 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from .weights import elbo, importance_ess, log_evidence, psis
+from .shift import Shift, worst_shift
+from .weights import check_log_weights, elbo, importance_ess, log_evidence, psis
 
 Verdict = Literal["good", "reweight", "poor"]
 
+#: A verdict of good promises means within this many posterior sd, and sds within this share, of what reweighting gives.
+TOLERANCE = 0.1
+#: An error of sqrt(1 / ess_fraction - 1) sd is the worst that any mean can have: this is TOLERANCE, turned round.
+ESS_FRACTION_FOR_ANY_MEAN = 1 / (1 + TOLERANCE**2)
+#: Where the draws were looked at coordinate by coordinate, what was not looked at may be off by 1 sd at the very worst.
+ESS_FRACTION_FOR_CHECKED_DRAWS = 0.5
 #: Below this spread of the log-weights, in nats, their tail is noise and the Pareto fit to it means nothing.
-CONSTANT_SD = 0.05
-#: Share of draws that may have a log-density that is NaN.
-NAN_SHARE = 1e-3
-#: Effective draws that reweighting needs to be worth anything.
-MIN_ESS = 100.0
-#: A verdict of good asks for: a share of effective draws, and shifts of mean and spread under reweighting, in posterior sd.
-GOOD_ESS_FRACTION = 0.5
-GOOD_MEAN_SHIFT = 0.06
-GOOD_SD_RATIO = 0.08
-#: Without draws to look at, the bound |E_q f - E_p f| <= sd_q(f) sqrt(1 / ess_fraction - 1) has to carry the verdict alone.
-GOOD_ESS_FRACTION_ALONE = 0.99
+NEARLY_CONSTANT_SD = 0.05
+#: A reweighted mean has a standard error of 1 / sqrt(ESS) sd, which is to be within TOLERANCE.
+MIN_ESS = 1 / TOLERANCE**2
+#: Leaving out a share e of the draws moves a mean by sqrt(e / (1 - e)) sd at most: here 0.03.
+TRIVIAL_SHARE = 1e-3
+#: ELBOs of several starts agree within these nats if training ended anywhere near the optimum.
+AGREEMENT = 0.5
+#: A start that ended further below the evidence than this could hold no more than 1 % of the posterior.
+NEGLIGIBLE = math.log(100)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Diagnosis:
     r"""Whether to trust draws of a guide.
 
-    ``good``: use the draws as they are. ``reweight``: resample them by their importance weights first
-    (``fit.resample`` or ``to_arviz(resample="psis")``). ``poor``: neither can be relied on. All is judged from where the guide puts
-    its draws: a mode that it misses altogether is not seen.
+    ``good``: use the draws as they are. ``reweight``: resample them by their importance weights first. ``poor``: neither can be
+    relied on. All is judged from where the guide puts its draws: a mode that it misses altogether is not seen.
 
     Args:
         verdict: ``"good"``, ``"reweight"`` or ``"poor"``.
-        khat: Tail shape of the weights.
-        khat_threshold: What it should stay below.
+        khat: Tail shape :math:`\hat k` of the weights; minus infinity if they are constant.
+        khat_threshold: What it has to stay below for the weights to be reliable.
         ess: Effective number of draws after reweighting.
         ess_fraction: The same as a share of the draws.
-        log_weight_sd: Standard deviation of the log-weights in nats.
-        elbo: Evidence lower bound in nats.
-        elbo_mcse: Its Monte Carlo standard error.
-        log_evidence: Log evidence in nats.
-        log_evidence_mcse: Its Monte Carlo standard error.
-        worst_mean_shift: Largest change of a mean under reweighting, in posterior sd, over the unconstrained coordinates.
-        worst_sd_ratio: Standard deviation over reweighted one, where it is farthest from 1.
+        log_weight_sd: Standard deviation of the finite log-weights, nats.
+        elbo: Evidence lower bound, nats.
+        elbo_mcse: Its Monte Carlo standard error, nats.
+        log_evidence: Log evidence, nats.
+        log_evidence_mcse: Its Monte Carlo standard error, nats.
         num_draws: Number of draws.
-        num_nonfinite: Draws whose model log-density was NaN or plus infinity; they count as weight zero.
+        num_nonfinite: Draws at which a density was NaN or plus infinity; they count as weight zero.
+        worst_mean_shift: Mean of the raw draws less the reweighted one, in posterior sd, where it is largest; NaN without draws.
+        worst_sd_ratio: Sd of the raw draws over the reweighted one, where it is farthest from 1; NaN without draws.
         stop_reason: Why training ended.
         advice: What to do.
 
     Example:
-        >>> torch.manual_seed(0).get_state().shape[0] > 0
-        True
-        >>> draws = torch.randn(1000, 1)
-        >>> log_q = -0.5 * draws.square().sum(-1)
-        >>> diagnose(log_q, log_q, draws=draws).verdict
+        >>> log_q = torch.zeros(1000)
+        >>> diagnose(log_q - 2.0, log_q).verdict
         'good'
     """
 
@@ -72,127 +74,222 @@ class Diagnosis:
     elbo_mcse: float
     log_evidence: float
     log_evidence_mcse: float
-    worst_mean_shift: float
-    worst_sd_ratio: float
     num_draws: int
     num_nonfinite: int
+    worst_mean_shift: float
+    worst_sd_ratio: float
     stop_reason: str | None
     advice: str
 
     def __str__(self) -> str:
         rows = [
             ("verdict", self.verdict),
-            ("k-hat", f"{self.khat:.2f}  (threshold {self.khat_threshold:.2f})"),
-            ("IS-ESS", f"{self.ess:.0f} of {self.num_draws}  ({self.ess_fraction:.3f})"),
-            ("sd of log-weights", f"{self.log_weight_sd:.3f} nats"),
-            ("ELBO", f"{self.elbo:.3f} ± {self.elbo_mcse:.3f} nats"),
-            ("log evidence", f"{self.log_evidence:.3f} ± {self.log_evidence_mcse:.3f} nats"),
-            ("worst shift of a mean", f"{self.worst_mean_shift:.3f} sd"),
-            ("worst ratio of sds", f"{self.worst_sd_ratio:.3f}"),
+            ("k-hat", f"{_khat_text(self.khat)}, reliable below {self.khat_threshold:.2f}"),
+            ("effective draws", f"{self.ess:,.0f} of {self.num_draws:,} ({self.ess_fraction:.1%})"),
+            ("sd of log-weights", f"{self.log_weight_sd:.3g} nats"),
+            ("ELBO", f"{self.elbo:.3f} ± {self.elbo_mcse:.2g} nats"),
+            ("log evidence", f"{self.log_evidence:.3f} ± {self.log_evidence_mcse:.2g} nats"),
         ]
+        if not math.isnan(self.worst_mean_shift):
+            rows.append(("worst shift of a mean", f"{self.worst_mean_shift:+.3f} posterior sd"))
+            rows.append(("worst ratio of sds", f"{self.worst_sd_ratio:.3f}"))
         if self.num_nonfinite:
-            rows.append(("not finite", f"{self.num_nonfinite} draws"))
-        if self.stop_reason:
-            rows.append(("stopped", self.stop_reason))
+            rows.append(("draws without density", f"{self.num_nonfinite:,}"))
+        if self.stop_reason is not None:
+            rows.append(("training ended", self.stop_reason))
         rows.append(("advice", self.advice))
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
 
     def as_dict(self) -> dict[str, float | int | str | None]:
-        """All figures by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """All figures by name.
+
+        Example:
+            >>> diagnose(torch.zeros(1000), torch.zeros(1000)).as_dict()["num_draws"]
+            1000
+        """
+        return asdict(self)
 
 
-def diagnose(log_p: Tensor, log_q: Tensor, *, draws: Tensor | None = None, stop_reason: str | None = None) -> Diagnosis:
+def diagnose(
+    log_p: Tensor,
+    log_q: Tensor,
+    *,
+    draws: Tensor | None = None,
+    stop_reason: str | None = None,
+    start_elbos: Sequence[float] | None = None,
+) -> Diagnosis:
     r"""Judge draws of a guide from their log-densities.
 
-    No figure decides alone. The weights must be reliable: :math:`\hat k` below its threshold, or log-weights so nearly constant
-    that :math:`\hat k` is a fit to noise; and enough effective draws. Then reweighting tells how far raw means and spreads are off.
-    Where that is little, and most draws are effective, the raw draws are good.
+    No figure decides alone. The weights :math:`w = p/q` are reliable if :math:`\hat k` is below its threshold and the effective
+    draws are at least 100, so that a reweighted mean is known to 0.1 sd; or if they are nearly constant (sd of the log-weights
+    below 0.05 nats), where :math:`\hat k` is a fit to noise. Given reliable weights, the raw draws are good
+
+    - if the effective share is at least 0.99: by Cauchy-Schwarz no mean can be off by more than
+      :math:`|E_q f - E_p f| \le \mathrm{sd}_q(f) \sqrt{\chi^2}` with :math:`\chi^2 = S/\mathrm{ESS} - 1`, here 0.1 sd; or
+    - if the share is at least 0.5, and in every coordinate of ``draws`` the reweighted mean lies within 0.1 sd of the raw one and
+      the sds within 10 %, two standard errors included.
+
+    References:
+        Vehtari et al. (2024), *Pareto smoothed importance sampling*, https://arxiv.org/abs/1507.02646;
+        Yao et al. (2018), *Yes, but did it work?: evaluating variational inference*, https://arxiv.org/abs/1802.02538
 
     Args:
-        log_p: Log joint density of the model at the draws, ``(S,)``; minus infinity is a density of zero.
-        log_q: Log-density of the guide at the draws, ``(S,)``.
-        draws: The draws, unconstrained, ``(S, D)``, to see shifts of means and spreads.
+        log_p: Log joint density of the model at the draws, ``(S,)``, nats; minus infinity is a density of zero.
+        log_q: Log-density of the guide at the draws, ``(S,)``, nats.
+        draws: The draws ``(S, D)``, best unconstrained, to see shifts of means and spreads.
         stop_reason: Why training ended.
+        start_elbos: ELBOs in nats at the end of training from several starts, this fit's included.
+
+    Returns:
+        Figures, verdict and advice.
 
     Raises:
-        ValueError: If the shapes do not fit, or ``log_q`` is not finite.
+        ValueError: If the shapes do not fit, there are fewer than two draws, or ``start_elbos`` holds no finite number.
 
     Example:
-        >>> log_q = torch.zeros(1000)
-        >>> print(diagnose(log_q - 2.0, log_q).log_evidence)
-        -2.0
+        >>> draws = torch.randn(10_000, 1)
+        >>> log_q = -0.5 * draws.square().sum(-1)
+        >>> log_p = -0.5 * (draws - 0.2).square().sum(-1)
+        >>> diagnose(log_p, log_q, draws=draws).verdict
+        'reweight'
     """
-    if log_p.shape != log_q.shape or log_p.dim() != 1 or len(log_p) < 2:
-        raise ValueError(f"log_p and log_q must have one shape (S,), S of at least 2, got {tuple(log_p.shape)} and {tuple(log_q.shape)}")
-    if not bool(torch.isfinite(log_q).all()):
-        raise ValueError("log_q must be finite at draws of the guide itself; the guide is broken")
-    if draws is not None and (draws.dim() != 2 or len(draws) != len(log_p)):
-        raise ValueError(f"draws must have shape ({len(log_p)}, D), got {tuple(draws.shape)}")
-    log_weights = (log_p.detach().double() - log_q.detach().double()).cpu()
-    invalid = torch.isnan(log_weights) | torch.isposinf(log_weights)
-    num_nonfinite = int(invalid.sum())
-    log_weights = torch.where(invalid, -math.inf, log_weights)
-    if not bool(torch.isfinite(log_weights).any()):
-        nothing = "no draw has a finite posterior density: check the model and its initial point"
-        nan = math.nan
-        return Diagnosis("poor", math.inf, nan, 0.0, 0.0, nan, -math.inf, nan, -math.inf, nan, nan, nan, len(log_p), num_nonfinite,
-                         stop_reason, nothing)  # fmt: skip
-    smoothed = psis(log_weights)
-    ess = importance_ess(log_weights)
+    log_weights, num_nonfinite = _log_weights(log_p, log_q, draws)
+    best_start = _check_starts(start_elbos)
+    num_draws = len(log_weights)
     finite = log_weights[torch.isfinite(log_weights)]
+    ess = importance_ess(log_weights)
     sd = float(finite.std()) if len(finite) > 1 else math.nan
-    shift, ratio = (math.nan, math.nan) if draws is None else _shifts(draws.detach().double().cpu(), smoothed.log_weights)
-    verdict, advice = _judge(smoothed.khat, smoothed.threshold, ess, ess / len(log_p), sd, shift, ratio, num_nonfinite / len(log_p))
-    if stop_reason in ("max_steps", "max_time", "interrupted") and verdict != "good":
-        advice += f" Training ended by {stop_reason}: more steps may help."
+    bound, evidence = elbo(log_weights), log_evidence(log_weights)
+    shift = None
+    khat, threshold = math.inf, math.nan
+    if num_nonfinite > TRIVIAL_SHARE * num_draws or len(finite) == 0:
+        verdict, advice = _no_density(log_q, num_nonfinite, num_draws)
+    if len(finite) > 0:
+        smoothed = psis(log_weights)
+        khat, threshold = smoothed.khat, smoothed.threshold
+        if draws is not None:
+            shift = worst_shift(draws, smoothed.log_weights)
+        if num_nonfinite <= TRIVIAL_SHARE * num_draws:
+            constant = sd < NEARLY_CONSTANT_SD and ess >= ESS_FRACTION_FOR_ANY_MEAN * num_draws
+            verdict, advice = _judge(constant, khat < threshold, ess, ess / num_draws, shift)
+            if start_elbos is not None:
+                verdict, advice = _judge_starts(verdict, advice, start_elbos, best_start, evidence)
+    if verdict != "good" and stop_reason in ("max_steps", "max_time", "interrupted"):
+        advice += f" Training ended by {stop_reason}, before it had converged: more steps may help."
     return Diagnosis(
-        verdict,
-        smoothed.khat,
-        smoothed.threshold,
-        ess,
-        ess / len(log_p),
-        sd,
-        *elbo(log_weights),
-        *log_evidence(log_weights),
-        shift,
-        ratio,
-        len(log_p),
-        num_nonfinite,
-        stop_reason,
-        advice,
+        verdict=verdict,
+        khat=khat,
+        khat_threshold=threshold,
+        ess=ess,
+        ess_fraction=ess / num_draws,
+        log_weight_sd=sd,
+        elbo=bound[0],
+        elbo_mcse=bound[1],
+        log_evidence=evidence[0],
+        log_evidence_mcse=evidence[1],
+        num_draws=num_draws,
+        num_nonfinite=num_nonfinite,
+        worst_mean_shift=math.nan if shift is None else shift.mean,
+        worst_sd_ratio=math.nan if shift is None else shift.sd_ratio,
+        stop_reason=stop_reason,
+        advice=advice,
     )
 
 
-def _shifts(draws: Tensor, log_weights: Tensor) -> tuple[float, float]:
-    """Largest shift of a mean in posterior sd, and the ratio of sds farthest from 1, raw against reweighted."""
-    weights = log_weights.exp()[:, None]
-    mean = (weights * draws).sum(0)
-    sd = (weights * (draws - mean).square()).sum(0).sqrt().clamp_min(torch.finfo(torch.float64).tiny)
-    shift = ((draws.mean(0) - mean).abs() / sd).max()
-    log_ratio = (draws.std(0) / sd).log()
-    return float(shift), math.exp(float(log_ratio[log_ratio.abs().argmax()]))
+def _log_weights(log_p: Tensor, log_q: Tensor, draws: Tensor | None) -> tuple[Tensor, int]:
+    """Log-weights in float64 with minus infinity where they have no value, and how often that is."""
+    for name, value in (("log_p", log_p), ("log_q", log_q)):
+        if not isinstance(value, Tensor) or value.dim() != 1 or len(value) < 2:
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"{name} must be a tensor of shape (S,) with S of at least 2, got {got}")
+    if log_p.shape != log_q.shape:
+        raise ValueError(f"log_p and log_q must have the same shape, got {tuple(log_p.shape)} and {tuple(log_q.shape)}")
+    if draws is not None and (draws.dim() != 2 or len(draws) != len(log_p) or draws.shape[1] == 0):
+        raise ValueError(f"draws must have shape ({len(log_p)}, D) with D of at least 1, got {tuple(draws.shape)}")
+    p = log_p.detach().to(device="cpu", dtype=torch.float64)
+    q = log_q.detach().to(device="cpu", dtype=torch.float64)
+    invalid = torch.isnan(p) | torch.isposinf(p) | ~torch.isfinite(q)
+    if draws is not None:
+        invalid = invalid | ~torch.isfinite(draws.detach()).all(-1).cpu()
+    return check_log_weights(torch.where(invalid, -math.inf, p - q)), int(invalid.sum())
+
+
+def _check_starts(start_elbos: Sequence[float] | None) -> float:
+    """The best of the ELBOs of several starts."""
+    finite = [float(value) for value in start_elbos or () if math.isfinite(value)]
+    if start_elbos is not None and not finite:
+        raise ValueError(
+            f"start_elbos must hold at least one finite number, got {list(start_elbos)}; pass None if there are none"
+        )
+    return max(finite, default=-math.inf)
+
+
+def _no_density(log_q: Tensor, num_nonfinite: int, num_draws: int) -> tuple[Verdict, str]:
+    bad_guide = int((~torch.isfinite(log_q)).sum())
+    if bad_guide > TRIVIAL_SHARE * num_draws:
+        return "poor", (
+            f"The guide has no finite log-density at {bad_guide:,} of its own {num_draws:,} draws: training diverged. Fit again with "
+            "a lower learning rate, in float64, or from another start."
+        )
+    if num_nonfinite > TRIVIAL_SHARE * num_draws:
+        return "poor", (
+            f"{num_nonfinite:,} of {num_draws:,} draws have no log-density (NaN or infinite): the model fails in part of its space. "
+            "Mend it there, or bound its priors."
+        )
+    return "poor", "No draw has any posterior density: check the model, its data and the initial point."
 
 
 def _judge(
-    khat: float, threshold: float, ess: float, ess_fraction: float, sd: float, shift: float, ratio: float, nan_share: float
+    constant: bool, tail_reliable: bool, ess: float, ess_fraction: float, shift: Shift | None
 ) -> tuple[Verdict, str]:
-    constant = sd < CONSTANT_SD
-    if nan_share > NAN_SHARE:
-        return "poor", f"{nan_share:.1%} of the draws have no log-density: the model fails in part of its space; mend it or bound its priors."
-    if not (khat < threshold or constant) or ess < MIN_ESS:
+    if not constant and ess < MIN_ESS:
         return "poor", (
-            "Neither draws nor weights can be relied on. Give the guide more capacity or steps, reparametrise the model "
-            "(non-centred), or check the model with MCMC."
+            f"Reweighting leaves {ess:.0f} effective draws, at least {MIN_ESS:.0f} are needed. If these were few draws, diagnose with "
+            "more; else give the guide more capacity or steps, or reparametrise the model (non-centred)."
         )
-    if math.isnan(shift):
-        good = ess_fraction >= GOOD_ESS_FRACTION_ALONE or constant
-    else:
-        good = ess_fraction >= GOOD_ESS_FRACTION and shift <= GOOD_MEAN_SHIFT and abs(ratio - 1) <= GOOD_SD_RATIO
-    if good:
+    if not constant and not tail_reliable:
+        return "poor", (
+            "The tail of the weights is too heavy: neither draws nor weights can be relied on. Give the guide more capacity or "
+            "steps, reparametrise the model (non-centred), or check with MCMC."
+        )
+    any_mean = ess_fraction >= ESS_FRACTION_FOR_ANY_MEAN
+    checked = ess_fraction >= ESS_FRACTION_FOR_CHECKED_DRAWS and shift is not None and shift.within(TOLERANCE)
+    if any_mean or checked:
         return "good", "Use the draws as they are. A mode that the guide misses altogether would not show here."
     return "reweight", (
         "Resample by importance weights before use: fit.resample(n), or fit.to_arviz(resample='psis'). The raw draws are off by more "
-        "than they should be."
+        "than they should be, the weights correct that."
     )
+
+
+def _judge_starts(
+    verdict: Verdict, advice: str, start_elbos: Sequence[float], best: float, evidence: tuple[float, float]
+) -> tuple[Verdict, str]:
+    """Lower a verdict by what other starts say.
+
+    Any ELBO bounds the evidence from below, so a start above this fit's own evidence proves that this fit leaves out a share of
+    the posterior of at least 1 - exp(evidence - best). A start below it may sit in a mode of its own, which would then hold a share
+    of about exp(its ELBO - evidence), or may just have trained less well; its weights cannot tell which.
+    """
+    value, mcse = evidence
+    margin = 3 * mcse if math.isfinite(mcse) else 0.0
+    if best - value > TOLERANCE + margin:
+        return "poor", (
+            f"Another start reached an ELBO of {best:.2f} nats, above the evidence {value:.2f} that this fit sees: it leaves out at "
+            f"least {-math.expm1(value - best):.0%} of the posterior. Keep the other start."
+        )
+    gaps = [best - float(start) for start in start_elbos]
+    apart = max((gap for gap in gaps if AGREEMENT < gap < NEGLIGIBLE), default=0.0)
+    if apart and verdict != "poor":
+        return "reweight", (
+            f"Starts ended up to {apart:.1f} nats apart: they found different modes, or some trained less well. Compare their draws or "
+            f"train longer before relying on one of them. {advice if verdict == 'reweight' else ''}".rstrip()
+        )
+    return verdict, advice
+
+
+def _khat_text(khat: float) -> str:
+    if khat == -math.inf:
+        return "none (the largest weights are all equal)"
+    return "unknown (too few draws)" if khat == math.inf else f"{khat:.2f}"

@@ -77,7 +77,8 @@ def importance_ess(log_weights: Tensor) -> float:
     values = check_log_weights(log_weights)
     if not bool(torch.isfinite(values).any()):
         return 0.0
-    return float((2 * values.logsumexp(0) - (2 * values).logsumexp(0)).exp())
+    ess = float((2 * values.logsumexp(0) - (2 * values).logsumexp(0)).exp())
+    return min(ess, float(len(values)))
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,14 @@ def psis(log_weights: Tensor) -> Psis:
 
 
 def psis_resample(log_weights: Tensor, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
-    """Indices drawn with replacement in proportion to weights, by systematic resampling, in random order.
+    r"""Indices drawn with replacement in proportion to weights, by systematic resampling, in random order.
+
+    An index with normalised weight :math:`w` comes up :math:`\lfloor nw \rfloor` or :math:`\lceil nw \rceil` times, so equal weights
+    give each index once. The weights are taken as they are: smooth them first by :func:`psis`.
+
+    References:
+        Douc, Cappe, Moulines (2005), *Comparison of resampling schemes for particle filtering*,
+        https://arxiv.org/abs/cs/0507025
 
     Args:
         log_weights: Log-weights, ``(S,)``, normalised or not.
@@ -141,8 +149,10 @@ def psis_resample(log_weights: Tensor, num_samples: int, generator: torch.Genera
         [0, 0, 0]
     """
     values = check_log_weights(log_weights)
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be positive, got {num_samples}")
+    if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1:
+        raise ValueError(f"num_samples must be a positive integer, got {num_samples!r}")
+    if not bool(torch.isfinite(values).any()):
+        raise ValueError("log_weights must not all be minus infinity: there is no draw to choose")
     cumulative = values.softmax(0).cumsum(0)
     start = torch.rand((), generator=generator, dtype=torch.float64, device="cpu")
     ticks = (torch.arange(num_samples, dtype=torch.float64, device="cpu") + start) / num_samples
