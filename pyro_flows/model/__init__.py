@@ -1,5 +1,7 @@
 """Reading a Pyro model: its sites, and its log joint density as one function of a flat vector."""
 
+from __future__ import annotations
+
 from .initial import initial_point
 from .latents import FlatLatents
 from .log_joint import LogJoint

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .log_joint import LogJoint
+from .structure import read_model
 
 
-def initial_point(log_joint: LogJoint, num_tries: int = 100) -> Tensor:
+def initial_point(
+    log_joint: LogJoint, num_tries: int = 100, init_loc_fn: Callable[[Any], Tensor] | None = None
+) -> Tensor:
     """The model's initial values as a flat unconstrained vector, or a random point near zero where they do not serve.
 
     Args:
         log_joint: The log joint density.
         num_tries: Random points tried, uniform on (-2, 2) in each coordinate.
+        init_loc_fn: Pyro initialisation strategy, ``site -> value``; None for that with which the model was read. A
+            site whose prior cannot be sampled starts at the centre of its support.
 
     Returns:
         A point ``(D,)`` with finite log-density and gradient.
@@ -28,7 +36,11 @@ def initial_point(log_joint: LogJoint, num_tries: int = 100) -> Tensor:
         >>> initial_point(LogJoint(model))
         tensor([0.])
     """
-    point = log_joint.latents.unconstrain(log_joint.structure.initial)
+    structure = log_joint.structure
+    if init_loc_fn is not None:
+        structure = read_model(log_joint.model, log_joint.args, log_joint.kwargs, init_loc_fn)
+        log_joint.structure.check_same(structure)
+    point = log_joint.latents.unconstrain(structure.initial)
     for _ in range(num_tries + 1):
         z = point[None].detach().requires_grad_()
         with torch.enable_grad():
@@ -36,9 +48,10 @@ def initial_point(log_joint: LogJoint, num_tries: int = 100) -> Tensor:
             (gradient,) = torch.autograd.grad(value.sum(), z)
         if bool(torch.isfinite(value).all() & torch.isfinite(gradient).all()):
             return point.detach()
+        tried = point
         point = torch.empty_like(point).uniform_(-2, 2)
-    sites = {name: count for name, count in log_joint.nonfinite_sites(point[None]).items() if count}
+    sites = {name: count for name, count in log_joint.nonfinite_sites(tried[None]).items() if count}
     raise ValueError(
-        f"no point with a finite log-density was found in {num_tries} tries; not finite at the last: {sorted(sites) or 'the gradient'}; "
-        f"give init= a point inside the support"
+        f"no point with a finite log-density was found in {num_tries} tries; not finite at the last: "
+        f"{sorted(sites) or 'the gradient'}; give init= a point inside the support"
     )

@@ -11,8 +11,8 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from .sites import Site, is_deterministic, is_enumerated, is_subsample
-from .structure import is_factor
+from .rewrites import rewritten
+from .sites import Site, is_deterministic, is_enumerated, is_factor, is_subsample
 
 
 class _Predict(Messenger):  # type: ignore[misc]
@@ -22,8 +22,10 @@ class _Predict(Messenger):  # type: ignore[misc]
         super().__init__()
         self.values = values
         self.drawn: dict[str, Tensor] = {}
+        self.last: str | None = None
 
     def _pyro_sample(self, msg: Site) -> None:
+        self.last = msg["name"]
         if is_subsample(msg) or is_deterministic(msg) or is_factor(msg):
             return
         if msg["name"] in self.values:
@@ -49,8 +51,9 @@ def predictive(
 ) -> dict[str, Tensor]:
     """Draw the observed sites of a model anew at given values of its latents, one draw for each.
 
-    The model may be called with the data, or with None in their place and covariates of another length. All draws are made
-    at once by ``torch.func.vmap`` where the model and its distributions allow, else one by one.
+    The model may be called with the data, or with None in their place and covariates of another length. All draws are
+    made at once by ``torch.func.vmap`` where the model and its distributions allow, else one by one. Enumerated sites
+    are drawn from their prior.
 
     Args:
         model: A Pyro model.
@@ -63,7 +66,7 @@ def predictive(
         A tensor ``(S, site shape)`` per observed site.
 
     Raises:
-        ValueError: If ``values`` is empty or its tensors differ in their first dimension.
+        ValueError: If ``values`` is empty or its tensors differ in their first dimension, or the model raises.
 
     Example:
         >>> def model(y=None):
@@ -80,16 +83,27 @@ def predictive(
     def single(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         predict = _Predict(given)
         with pyro.validation_enabled(False), poutine.block(), predict:
-            model(*args, **call_kwargs)
+            try:
+                model(*args, **call_kwargs)
+            except Exception as error:
+                where = (
+                    "before its first sample site"
+                    if predict.last is None
+                    else f"at or after sample site {predict.last!r}"
+                )
+                raise ValueError(
+                    f"the model raised {type(error).__name__} {where} while its data were drawn anew: {error}"
+                ) from error
         return predict.drawn
 
     with torch.random.fork_rng(enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        try:
-            return torch.func.vmap(single, randomness="different")(dict(values))  # type: ignore[no-any-return]
-        except (RuntimeError, ValueError, NotImplementedError, TypeError):
-            # Samplers of Dirichlet, Beta, StudentT, Multinomial and others are not vmapped; single draws always serve.
-            count = next(iter(sizes.values()))
-            rows = [single({name: value[i] for name, value in values.items()}) for i in range(count)]
-            return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        for function in (single, lambda given: rewritten(lambda _: single(given))(next(iter(given.values())))):
+            try:
+                return torch.func.vmap(function, randomness="different")(dict(values))  # type: ignore[no-any-return]
+            except Exception:
+                # Samplers of Dirichlet, Beta, StudentT and others are not vmapped; what else is wrong, single draws tell.
+                continue
+        rows = [single({name: value[i] for name, value in values.items()}) for i in range(next(iter(sizes.values())))]
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}

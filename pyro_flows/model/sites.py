@@ -23,7 +23,9 @@ def innermost(fn: Any) -> Any:
         >>> type(innermost(dist.Normal(torch.zeros(2), 1.0).to_event(1))).__name__
         'Normal'
     """
-    while hasattr(fn, "base_dist") and isinstance(fn, (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)):
+    while hasattr(fn, "base_dist") and isinstance(
+        fn, (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
+    ):
         fn = fn.base_dist
     return fn
 
@@ -31,8 +33,8 @@ def innermost(fn: Any) -> Any:
 def site_support(fn: Any) -> constraints.Constraint:
     r"""Support of a site's distribution, with circles recognised.
 
-    Pyro declares ``VonMises`` real and ``SineBivariateVonMises`` a real vector; a density on the whole line is improper there. Both
-    are taken on one period, :math:`(-\pi, \pi)`.
+    Pyro declares ``VonMises`` real and ``SineBivariateVonMises`` a real vector; a density on the whole line is
+    improper there. Both are taken on one period, :math:`(-\pi, \pi)`.
 
     Example:
         >>> site_support(dist.VonMises(0.0, 1.0)).lower_bound
@@ -68,8 +70,8 @@ def site_transform(fn: Any) -> Any:
         return biject_to(support)
     except NotImplementedError as error:
         raise ValueError(
-            f"no bijection from unconstrained values to the support {support} of {type(innermost(fn)).__name__} is known; "
-            f"register one with torch.distributions.biject_to.register"
+            f"no bijection from unconstrained values to the support {support} of {type(innermost(fn)).__name__} is "
+            f"known; register one with torch.distributions.biject_to.register"
         ) from error
 
 
@@ -77,7 +79,8 @@ def is_enumerated(site: Site) -> bool:
     """Whether a site is discrete and marked ``infer={"enumerate": …}``, so that ``TraceEnum_ELBO`` sums over it.
 
     Example:
-        >>> is_enumerated({"type": "sample", "fn": dist.Bernoulli(0.5), "infer": {"enumerate": "parallel"}, "is_observed": False})
+        >>> site = {"type": "sample", "fn": dist.Bernoulli(0.5), "is_observed": False}
+        >>> is_enumerated({**site, "infer": {"enumerate": "parallel"}})
         True
     """
     if site["type"] != "sample" or site["is_observed"] or not site.get("infer", {}).get("enumerate"):
@@ -140,3 +143,13 @@ def is_deterministic(site: Site) -> bool:
         True
     """
     return bool((site.get("infer") or {}).get("_deterministic"))
+
+
+def is_factor(site: Site) -> bool:
+    """Whether a site is a ``pyro.factor``.
+
+    Example:
+        >>> is_factor({"fn": dist.Unit(torch.tensor(1.0))})
+        True
+    """
+    return type(site["fn"]).__name__ == "Unit"

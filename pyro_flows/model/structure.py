@@ -10,8 +10,18 @@ import torch
 from pyro import poutine
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_median
 from torch import Tensor
+from torch.distributions import constraints
 
-from .sites import InitToSupport, Site, is_deterministic, is_enumerated, is_subsample, site_support, site_transform
+from .sites import (
+    InitToSupport,
+    Site,
+    is_deterministic,
+    is_enumerated,
+    is_factor,
+    is_subsample,
+    site_support,
+    site_transform,
+)
 
 
 @dataclass(frozen=True)
@@ -20,12 +30,16 @@ class LatentSite:
 
     Args:
         name: Name of the site.
+        support: Where its values live.
         transform: Bijection from unconstrained values to the support.
         shape: Shape of a value.
         batch_dim: Number of its batch dimensions.
+        event_dim: Number of its event dimensions.
         unconstrained_shape: Shape of an unconstrained value.
         start: Where it begins in the flat vector.
         stop: Where it ends.
+        plates: Names of the plates that it is in, outermost first.
+        subsampled: Whether one of them is subsampled.
 
     Example:
         >>> def model():
@@ -35,12 +49,16 @@ class LatentSite:
     """
 
     name: str
+    support: constraints.Constraint
     transform: Any
     shape: torch.Size
     batch_dim: int
+    event_dim: int
     unconstrained_shape: torch.Size
     start: int
     stop: int
+    plates: tuple[str, ...]
+    subsampled: bool
 
 
 @dataclass(frozen=True)
@@ -60,6 +78,8 @@ class ModelStructure:
         named_dims: Names of the dimensions of every site's value, from its plates.
         max_plate_nesting: Number of batch dimensions that plates use.
         subsampled: Names of subsampled plates.
+        imputed: Names of the latent sites that ``obs_mask=`` makes.
+        stand_ins: A valid datum for each observed site that has NaN at masked entries.
 
     Example:
         >>> def model():
@@ -80,6 +100,43 @@ class ModelStructure:
     named_dims: Mapping[str, list[str]]
     max_plate_nesting: int
     subsampled: tuple[str, ...]
+    imputed: frozenset[str]
+    stand_ins: Mapping[str, Tensor]
+
+    @property
+    def local_sites(self) -> tuple[LatentSite, ...]:
+        """The latent sites inside a subsampled plate."""
+        return tuple(site for site in self.sites if site.subsampled)
+
+    def check_same(self, other: ModelStructure) -> None:
+        """Refuse another reading of the model whose latent sites are not these.
+
+        Args:
+            other: What :func:`read_model` found at another call.
+
+        Raises:
+            ValueError: If a latent site is missing, new or of another shape; the message names it.
+
+        Example:
+            >>> def model(n):
+            ...     pyro.sample("x", dist.Normal(torch.zeros(n), 1.0).to_event(1))
+            >>> read_model(model, (2,)).check_same(read_model(model, (3,)))  # doctest: +ELLIPSIS
+            Traceback (most recent call last):
+            ...
+            ValueError: latent site 'x' had shape (2,) and has (3,) in this call; the model must have the same latent ...
+        """
+        known = {site.name: tuple(site.shape) for site in self.sites}
+        found = {site.name: tuple(site.shape) for site in other.sites}
+        for name in [*known, *found]:
+            if known.get(name) == found.get(name):
+                continue
+            if name not in found:
+                change = "is not there in this call"
+            elif name not in known:
+                change = "is new in this call"
+            else:
+                change = f"had shape {known[name]} and has {found[name]} in this call"
+            raise ValueError(f"latent site {name!r} {change}; the model must have the same latent sites in every call")
 
 
 class _LastSite(poutine.messenger.Messenger):  # type: ignore[misc]
@@ -96,6 +153,8 @@ def read_model(
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     init_loc_fn: Callable[[Any], Tensor] = init_to_median,
+    *,
+    allow_local: bool = False,
 ) -> ModelStructure:
     """Run a model once and say what it holds. The global random generators are left as they were.
 
@@ -104,10 +163,12 @@ def read_model(
         args: Its arguments.
         kwargs: Its keyword arguments.
         init_loc_fn: Initialisation strategy, which gives the values that the model is run with.
+        allow_local: Whether latents local to a subsampled plate are all right.
 
     Raises:
-        ValueError: If the model raises, has no continuous latent, a discrete one that is not enumerated, a latent local to a
-            subsampled plate, latents of different dtypes, or an observation that is NaN; the message names the site.
+        ValueError: If the model raises, has no continuous latent, a discrete one that is not enumerated, a latent
+            local to a subsampled plate, latents of different dtypes, or an observation that is NaN; the message names
+            the site.
 
     Example:
         >>> def model():
@@ -124,21 +185,35 @@ def read_model(
         except Exception as error:
             where = "before its first sample site" if last.name is None else f"at or after sample site {last.name!r}"
             raise ValueError(f"the model raised {type(error).__name__} {where}: {error}") from error
-    return _structure(trace)
+    return _structure(trace, allow_local)
 
 
-def _structure(trace: poutine.Trace) -> ModelStructure:
+def _structure(trace: poutine.Trace, allow_local: bool) -> ModelStructure:
     sample_sites = {name: s for name, s in trace.nodes.items() if s["type"] == "sample" and not is_subsample(s)}
     check_observed(sample_sites)
     enumerated = tuple(name for name, s in sample_sites.items() if is_enumerated(s))
     latent = [(name, s) for name, s in sample_sites.items() if not s["is_observed"] and name not in enumerated]
-    check_latents(latent, "a flow")
+    check_latents(latent, "a flow", allow_local=allow_local)
     sites, start = [], 0
     for name, s in latent:
         transform = site_transform(s["fn"])
         shape = transform.inv(s["value"]).shape
         stop = start + shape.numel()
-        sites.append(LatentSite(name, transform, s["value"].shape, len(s["fn"].batch_shape), shape, start, stop))
+        sites.append(
+            LatentSite(
+                name=name,
+                support=site_support(s["fn"]),
+                transform=transform,
+                shape=s["value"].shape,
+                batch_dim=len(s["fn"].batch_shape),
+                event_dim=s["fn"].event_dim,
+                unconstrained_shape=shape,
+                start=start,
+                stop=stop,
+                plates=tuple(frame.name for frame in s["cond_indep_stack"]),
+                subsampled=any(_is_subsampled(frame) for frame in s["cond_indep_stack"]),
+            )
+        )
         start = stop
     dtypes = {name: s["value"].dtype for name, s in latent}
     if len(set(dtypes.values())) > 1:
@@ -152,25 +227,44 @@ def _structure(trace: poutine.Trace) -> ModelStructure:
         device=first.device,
         initial={name: s["value"] for name, s in latent},
         observed={
-            name: s["value"] for name, s in sample_sites.items() if s["is_observed"] and not is_deterministic(s) and not is_factor(s)
+            name: s["value"]
+            for name, s in sample_sites.items()
+            if s["is_observed"] and not is_deterministic(s) and not is_factor(s)
         },
         enumerated=enumerated,
         deterministic=tuple(name for name, s in sample_sites.items() if is_deterministic(s)),
         param_names=tuple(name for name, s in trace.nodes.items() if s["type"] == "param"),
         named_dims={name: _dim_names(name, s) for name, s in sample_sites.items() if not is_factor(s)},
         max_plate_nesting=max((-frame.dim for frame in frames), default=0),
-        subsampled=tuple(sorted({f.name for f in frames if f.full_size is not None and f.full_size != f.size})),
+        subsampled=tuple(sorted({frame.name for frame in frames if _is_subsampled(frame)})),
+        imputed=frozenset(name for name, _ in latent if _is_imputed(name, sample_sites)),
+        stand_ins=_stand_ins(sample_sites),
     )
 
 
-def is_factor(site: Site) -> bool:
-    """Whether a site is a ``pyro.factor``.
+def _is_subsampled(frame: Any) -> bool:
+    return frame.full_size is not None and frame.full_size != frame.size
 
-    Example:
-        >>> is_factor({"fn": dist.Unit(torch.tensor(1.0))})
-        True
-    """
-    return type(site["fn"]).__name__ == "Unit"
+
+def _is_imputed(name: str, sites: Mapping[str, Site]) -> bool:
+    """Whether a latent site is the half that ``pyro.sample(…, obs_mask=)`` makes for missing entries."""
+    stem, _, suffix = name.rpartition("_")
+    other = sites.get(f"{stem}_observed")
+    return suffix == "unobserved" and other is not None and other["is_observed"] and sites[name]["mask"] is not None
+
+
+def _stand_ins(sites: Mapping[str, Site]) -> dict[str, Tensor]:
+    """A valid datum for every observed site with NaN entries, which are masked if the model passed the checks."""
+    found = {}
+    for name, site in sites.items():
+        value = site["value"]
+        if not site["is_observed"] or is_deterministic(site) or not isinstance(value, Tensor):
+            continue
+        if bool(torch.isnan(value).any()):
+            rows = value.reshape((-1,) + value.shape[value.dim() - site["fn"].event_dim :])
+            valid = ~torch.isnan(rows).reshape(len(rows), -1).any(-1)
+            found[name] = rows[valid][0] if bool(valid.any()) else torch.zeros_like(rows[0])
+    return found
 
 
 def _dim_names(name: str, site: Site) -> list[str]:
@@ -209,17 +303,18 @@ def check_observed(sites: Mapping[str, Site]) -> None:
             bad = bad & torch.as_tensor(mask, device=bad.device)
         if bool(bad.any()):
             raise ValueError(
-                f"observed site {name!r} has {int(bad.sum())} NaN among {bad.numel()} values; drop them, or mask them with "
-                f"pyro.poutine.mask or obs_mask="
+                f"observed site {name!r} has {int(bad.sum())} NaN among {bad.numel()} values; drop them, or mask them "
+                f"with pyro.poutine.mask or obs_mask="
             )
 
 
-def check_latents(sites: Sequence[tuple[str, Site]], guide: str) -> None:
+def check_latents(sites: Sequence[tuple[str, Site]], guide: str, *, allow_local: bool = False) -> None:
     """Refuse sites that one flow over all latents cannot serve.
 
     Args:
         sites: Names and sites of the latents.
         guide: Name of the guide, for the message.
+        allow_local: Whether latents local to a subsampled plate are all right.
 
     Raises:
         ValueError: If there is none, one is discrete, or one is local to a subsampled plate.
@@ -231,7 +326,9 @@ def check_latents(sites: Sequence[tuple[str, Site]], guide: str) -> None:
         ValueError: the model has no continuous latent sites, so AutoFlow has nothing to approximate; use an empty guide
     """
     if not sites:
-        raise ValueError(f"the model has no continuous latent sites, so {guide} has nothing to approximate; use an empty guide")
+        raise ValueError(
+            f"the model has no continuous latent sites, so {guide} has nothing to approximate; use an empty guide"
+        )
     for name, site in sites:
         if site_support(site["fn"]).is_discrete:
             raise ValueError(
@@ -239,9 +336,9 @@ def check_latents(sites: Sequence[tuple[str, Site]], guide: str) -> None:
                 f"or hide it with pyro.poutine.block and give it a guide of its own"
             )
         for frame in site["cond_indep_stack"]:
-            if frame.full_size is not None and frame.full_size != frame.size:
+            if not allow_local and _is_subsampled(frame):
                 raise ValueError(
                     f"latent site {name!r} is local to plate {frame.name!r}, which is subsampled ({frame.size} of "
-                    f"{frame.full_size}); {guide} over all latents would mix up its elements: use AutoPlateFlow, or do not "
-                    f"subsample that plate"
+                    f"{frame.full_size}); {guide} over all latents would mix up its elements: use AutoPlateFlow, or "
+                    f"do not subsample that plate"
                 )
