@@ -43,10 +43,10 @@ def is_legacy() -> bool:
 def psislw(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
     r"""Pareto-smoothed importance sampling: smoothed log-weights that sum to one, and the tail shape :math:`\hat k`.
 
-    arviz 0.x takes :math:`+\log w` here and 1.x takes :math:`-\log w`; both get what they want. Weights of zero stay zero and
-    are left out of the fit. Where there is no tail to fit, the weights come back normalised but not smoothed: with
-    :math:`\hat k = -\infty` if the largest weights are all equal (a bounded tail without spread), with :math:`\hat k = \infty`
-    if fewer than 30 weights are positive or the fit fails (nothing is known of the tail).
+    arviz 0.x takes :math:`+\log w` here and 1.x takes :math:`-\log w`; both get what they want. Weights of zero stay
+    zero and are left out of the fit. Where there is no tail to fit, the weights come back normalised but not
+    smoothed: with :math:`\hat k = -\infty` if the largest weights are all equal (a bounded tail without spread), with
+    :math:`\hat k = \infty` if fewer than 30 weights are positive or the fit fails (nothing is known of the tail).
 
     References:
         Vehtari et al. (2024), *Pareto smoothed importance sampling*, https://arxiv.org/abs/1507.02646

@@ -42,8 +42,8 @@ class Shift:
 def worst_shift(draws: Tensor, log_weights: Tensor) -> Shift:
     r"""Compare raw with reweighted means and sds, coordinate by coordinate.
 
-    Both come from the same draws, so their errors largely cancel: the standard errors are those of the mean of the differences of
-    influence functions, :math:`w (x - m_p) - (x - m_q)` for the mean and
+    Both come from the same draws, so their errors largely cancel: the standard errors are those of the mean of the
+    differences of influence functions, :math:`w (x - m_p) - (x - m_q)` for the mean and
     :math:`\frac w2 ((x - m_p)^2 / s_p^2 - 1) - \frac12 ((x - m_q)^2 / s_q^2 - 1)` for the log of the sd.
 
     Args:

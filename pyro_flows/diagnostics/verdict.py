@@ -37,8 +37,9 @@ NEGLIGIBLE = math.log(100)
 class Diagnosis:
     r"""Whether to trust draws of a guide.
 
-    ``good``: use the draws as they are. ``reweight``: resample them by their importance weights first. ``poor``: neither can be
-    relied on. All is judged from where the guide puts its draws: a mode that it misses altogether is not seen.
+    ``good``: use the draws as they are. ``reweight``: resample them by their importance weights first. ``poor``:
+    neither can be relied on. All is judged from where the guide puts its draws: a mode that it misses altogether is
+    not seen.
 
     Args:
         verdict: ``"good"``, ``"reweight"`` or ``"poor"``.
@@ -53,7 +54,8 @@ class Diagnosis:
         log_evidence_mcse: Its Monte Carlo standard error, nats.
         num_draws: Number of draws.
         num_nonfinite: Draws at which a density was NaN or plus infinity; they count as weight zero.
-        worst_mean_shift: Mean of the raw draws less the reweighted one, in posterior sd, where it is largest; NaN without draws.
+        worst_mean_shift: Mean of the raw draws less the reweighted one, in posterior sd, where it is largest; NaN
+            without draws.
         worst_sd_ratio: Sd of the raw draws over the reweighted one, where it is farthest from 1; NaN without draws.
         stop_reason: Why training ended.
         advice: What to do.
@@ -121,14 +123,16 @@ def diagnose(
 ) -> Diagnosis:
     r"""Judge draws of a guide from their log-densities.
 
-    No figure decides alone. The weights :math:`w = p/q` are reliable if :math:`\hat k` is below its threshold and the effective
-    draws are at least 100, so that a reweighted mean is known to 0.1 sd; or if they are nearly constant (sd of the log-weights
-    below 0.05 nats), where :math:`\hat k` is a fit to noise. Given reliable weights, the raw draws are good
+    No figure decides alone. The weights :math:`w = p/q` are reliable if :math:`\hat k` is below its threshold and the
+    effective draws are at least 100, so that a reweighted mean is known to 0.1 sd; or if they are nearly constant (sd
+    of the log-weights below 0.05 nats), where :math:`\hat k` is a fit to noise. Given reliable weights, the raw draws
+    are good
 
     - if the effective share is at least 0.99: by Cauchy-Schwarz no mean can be off by more than
-      :math:`|E_q f - E_p f| \le \mathrm{sd}_q(f) \sqrt{\chi^2}` with :math:`\chi^2 = S/\mathrm{ESS} - 1`, here 0.1 sd; or
-    - if the share is at least 0.5, and in every coordinate of ``draws`` the reweighted mean lies within 0.1 sd of the raw one and
-      the sds within 10 %, two standard errors included.
+      :math:`|E_q f - E_p f| \le \mathrm{sd}_q(f) \sqrt{\chi^2}` with :math:`\chi^2 = S/\mathrm{ESS} - 1`, here 0.1
+      sd; or
+    - if the share is at least 0.5, and in every coordinate of ``draws`` the reweighted mean lies within 0.1 sd of the
+      raw one and the sds within 10 %, two standard errors included.
 
     References:
         Vehtari et al. (2024), *Pareto smoothed importance sampling*, https://arxiv.org/abs/1507.02646;
@@ -229,12 +233,14 @@ def _no_density(log_q: Tensor, num_nonfinite: int, num_draws: int) -> tuple[Verd
     bad_guide = int((~torch.isfinite(log_q)).sum())
     if bad_guide > TRIVIAL_SHARE * num_draws:
         return "poor", (
-            f"The guide has no finite log-density at {bad_guide:,} of its own {num_draws:,} draws: training diverged. Fit again with "
+            f"The guide has no finite log-density at {bad_guide:,} of its own {num_draws:,} draws: training "
+            "diverged. Fit again with "
             "a lower learning rate, in float64, or from another start."
         )
     if num_nonfinite > TRIVIAL_SHARE * num_draws:
         return "poor", (
-            f"{num_nonfinite:,} of {num_draws:,} draws have no log-density (NaN or infinite): the model fails in part of its space. "
+            f"{num_nonfinite:,} of {num_draws:,} draws have no log-density (NaN or infinite): the model fails in "
+            "part of its space. "
             "Mend it there, or bound its priors."
         )
     return "poor", "No draw has any posterior density: check the model, its data and the initial point."
@@ -245,12 +251,14 @@ def _judge(
 ) -> tuple[Verdict, str]:
     if not constant and ess < MIN_ESS:
         return "poor", (
-            f"Reweighting leaves {ess:.0f} effective draws, at least {MIN_ESS:.0f} are needed. If these were few draws, diagnose with "
+            f"Reweighting leaves {ess:.0f} effective draws, at least {MIN_ESS:.0f} are needed. If these were few "
+            "draws, diagnose with "
             "more; else give the guide more capacity or steps, or reparametrise the model (non-centred)."
         )
     if not constant and not tail_reliable:
         return "poor", (
-            "The tail of the weights is too heavy: neither draws nor weights can be relied on. Give the guide more capacity or "
+            "The tail of the weights is too heavy: neither draws nor weights can be relied on. Give the guide "
+            "more capacity or "
             "steps, reparametrise the model (non-centred), or check with MCMC."
         )
     any_mean = ess_fraction >= ESS_FRACTION_FOR_ANY_MEAN
@@ -258,7 +266,8 @@ def _judge(
     if any_mean or checked:
         return "good", "Use the draws as they are. A mode that the guide misses altogether would not show here."
     return "reweight", (
-        "Resample by importance weights before use: fit.resample(n), or fit.to_arviz(resample='psis'). The raw draws are off by more "
+        "Resample by importance weights before use: fit.resample(n), or fit.to_arviz(resample='psis'). The raw "
+        "draws are off by more "
         "than they should be, the weights correct that."
     )
 
@@ -268,22 +277,25 @@ def _judge_starts(
 ) -> tuple[Verdict, str]:
     """Lower a verdict by what other starts say.
 
-    Any ELBO bounds the evidence from below, so a start above this fit's own evidence proves that this fit leaves out a share of
-    the posterior of at least 1 - exp(evidence - best). A start below it may sit in a mode of its own, which would then hold a share
-    of about exp(its ELBO - evidence), or may just have trained less well; its weights cannot tell which.
+    Any ELBO bounds the evidence from below, so a start above this fit's own evidence proves that this fit leaves out
+    a share of the posterior of at least 1 - exp(evidence - best). A start below it may sit in a mode of its own,
+    which would then hold a share of about exp(its ELBO - evidence), or may just have trained less well; its weights
+    cannot tell which.
     """
     value, mcse = evidence
     margin = 3 * mcse if math.isfinite(mcse) else 0.0
     if best - value > TOLERANCE + margin:
         return "poor", (
-            f"Another start reached an ELBO of {best:.2f} nats, above the evidence {value:.2f} that this fit sees: it leaves out at "
+            f"Another start reached an ELBO of {best:.2f} nats, above the evidence {value:.2f} that this fit "
+            "sees: it leaves out at "
             f"least {-math.expm1(value - best):.0%} of the posterior. Keep the other start."
         )
     gaps = [best - float(start) for start in start_elbos]
     apart = max((gap for gap in gaps if AGREEMENT < gap < NEGLIGIBLE), default=0.0)
     if apart and verdict != "poor":
         return "reweight", (
-            f"Starts ended up to {apart:.1f} nats apart: they found different modes, or some trained less well. Compare their draws or "
+            f"Starts ended up to {apart:.1f} nats apart: they found different modes, or some trained less well. "
+            "Compare their draws or "
             f"train longer before relying on one of them. {advice if verdict == 'reweight' else ''}".rstrip()
         )
     return verdict, advice

@@ -126,8 +126,8 @@ def psis(log_weights: Tensor) -> Psis:
 def psis_resample(log_weights: Tensor, num_samples: int, generator: torch.Generator | None = None) -> Tensor:
     r"""Indices drawn with replacement in proportion to weights, by systematic resampling, in random order.
 
-    An index with normalised weight :math:`w` comes up :math:`\lfloor nw \rfloor` or :math:`\lceil nw \rceil` times, so equal weights
-    give each index once. The weights are taken as they are: smooth them first by :func:`psis`.
+    An index with normalised weight :math:`w` comes up :math:`\lfloor nw \rfloor` or :math:`\lceil nw \rceil` times,
+    so equal weights give each index once. The weights are taken as they are: smooth them first by :func:`psis`.
 
     References:
         Douc, Cappe, Moulines (2005), *Comparison of resampling schemes for particle filtering*,
