@@ -69,9 +69,7 @@ def psislw(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
     if weights.ndim != 1 or weights.size == 0:
         raise ValueError(f"log_weights must have shape (S,), got {weights.shape}")
     if np.isnan(weights).any() or np.isposinf(weights).any():
-        raise ValueError(
-            "log_weights must be finite or minus infinity, got NaN or plus infinity; set such draws to -inf"
-        )
+        raise ValueError("log_weights must be finite or minus infinity, got NaN or plus infinity; set such draws to -inf")
     if not np.isfinite(weights).any():
         raise ValueError("log_weights must not all be minus infinity: no draw has any posterior density")
     normalised = weights - np.logaddexp.reduce(weights)
@@ -86,9 +84,7 @@ def psislw(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
     if math.isnan(khat) or not np.isfinite(smoothed).all():
         return normalised, math.inf
     if smoothed[kept.argmax()] < smoothed[kept.argmin()]:
-        raise RuntimeError(
-            f"arviz {load().__version__} reversed the order of the weights: its psislw takes another sign"
-        )
+        raise RuntimeError(f"arviz {load().__version__} reversed the order of the weights: its psislw takes another sign")
     normalised[positive] = smoothed - np.logaddexp.reduce(smoothed)
     return normalised, khat
 
@@ -99,10 +95,12 @@ def _tail_length(size: int) -> int:
 
 
 def _arviz_psislw(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
-    if is_legacy():
-        smoothed, khat = load().psislw(log_weights)
-    else:
-        smoothed, khat = _array_stats().psislw(-log_weights)
+    # weights over hundreds of nats overflow inside the fit, in terms that it then drops
+    with np.errstate(all="ignore"):
+        if is_legacy():
+            smoothed, khat = load().psislw(log_weights)
+        else:
+            smoothed, khat = _array_stats().psislw(-log_weights)
     return np.asarray(smoothed, dtype=np.float64), float(khat)
 
 

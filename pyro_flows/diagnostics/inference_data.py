@@ -99,11 +99,7 @@ def _named(groups: Mapping[str, Mapping[str, np.ndarray]], dims: Mapping[str, li
     """As many names as every group that has the site can use; arviz numbers the dimensions that remain."""
     result = {}
     for name, labels in dims.items():
-        ranks = [
-            arrays[name].ndim - (0 if group == "observed_data" else 2)
-            for group, arrays in groups.items()
-            if name in arrays
-        ]
+        ranks = [arrays[name].ndim - (0 if group == "observed_data" else 2) for group, arrays in groups.items() if name in arrays]
         if ranks:
             result[name] = list(labels[: min(ranks)])
     return result

@@ -170,9 +170,7 @@ def _title(axis: Any, text: str) -> None:
     lines = rest.count("\n") + 1 if rest else 0
     axis.set_title(head, fontsize=12, fontweight="bold", color=_INK, loc="left", pad=8 + 14 * lines)
     if rest:
-        axis.annotate(
-            rest, (0, 1), (0, 7), xycoords="axes fraction", textcoords="offset points", fontsize=9.5, color=_PALE
-        )
+        axis.annotate(rest, (0, 1), (0, 7), xycoords="axes fraction", textcoords="offset points", fontsize=9.5, color=_PALE)
 
 
 def _legend(axis: Any, label: str) -> None:

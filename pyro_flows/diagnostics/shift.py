@@ -42,9 +42,10 @@ class Shift:
 def worst_shift(draws: Tensor, log_weights: Tensor) -> Shift:
     r"""Compare raw with reweighted means and sds, coordinate by coordinate.
 
-    Both come from the same draws, so their errors largely cancel: the standard errors are those of the mean of the
-    differences of influence functions, :math:`w (x - m_p) - (x - m_q)` for the mean and
-    :math:`\frac w2 ((x - m_p)^2 / s_p^2 - 1) - \frac12 ((x - m_q)^2 / s_q^2 - 1)` for the log of the sd.
+    Both come from the same draws, so their errors largely cancel. The standard errors are those of means of influence
+    functions. With :math:`\lambda_p = \frac w2 ((x - m_p)^2 / s_p^2 - 1)` for :math:`\log s_p`, and :math:`\lambda_q` the
+    same without weights, they are :math:`((x - m_q) - w (x - m_p)) / s_p - \Delta \lambda_p` for the shift
+    :math:`\Delta = (m_q - m_p) / s_p` and :math:`\lambda_q - \lambda_p` for the log of the ratio of sds.
 
     Args:
         draws: Draws ``(S, D)``; those of weight zero may be infinite or NaN and are then left out.
@@ -69,8 +70,9 @@ def worst_shift(draws: Tensor, log_weights: Tensor) -> Shift:
     shift = (raw_mean - mean)[moves] / var.sqrt()
     log_ratio = 0.5 * (raw_var.log() - var.log())
     root = math.sqrt(len(x))
-    mean_se = (w * centred - raw).std(0) / var.sqrt() / root
-    log_sd_se = (0.5 * (w * (centred.square() / var - 1) - (raw.square() / raw_var - 1))).std(0) / root
+    log_sd = 0.5 * w * (centred.square() / var - 1)
+    mean_se = ((raw - w * centred) / var.sqrt() - shift * log_sd).std(0) / root
+    log_sd_se = (0.5 * (raw.square() / raw_var - 1) - log_sd).std(0) / root
     return Shift(
         mean=float(shift[shift.abs().argmax()]),
         sd_ratio=math.exp(float(log_ratio[log_ratio.abs().argmax()])),

@@ -223,9 +223,7 @@ def _check_starts(start_elbos: Sequence[float] | None) -> float:
     """The best of the ELBOs of several starts."""
     finite = [float(value) for value in start_elbos or () if math.isfinite(value)]
     if start_elbos is not None and not finite:
-        raise ValueError(
-            f"start_elbos must hold at least one finite number, got {list(start_elbos)}; pass None if there are none"
-        )
+        raise ValueError(f"start_elbos must hold at least one finite number, got {list(start_elbos)}; pass None if there are none")
     return max(finite, default=-math.inf)
 
 
@@ -246,9 +244,7 @@ def _no_density(log_q: Tensor, num_nonfinite: int, num_draws: int) -> tuple[Verd
     return "poor", "No draw has any posterior density: check the model, its data and the initial point."
 
 
-def _judge(
-    constant: bool, tail_reliable: bool, ess: float, ess_fraction: float, shift: Shift | None
-) -> tuple[Verdict, str]:
+def _judge(constant: bool, tail_reliable: bool, ess: float, ess_fraction: float, shift: Shift | None) -> tuple[Verdict, str]:
     if not constant and ess < MIN_ESS:
         return "poor", (
             f"Reweighting leaves {ess:.0f} effective draws, at least {MIN_ESS:.0f} are needed. If these were few "
