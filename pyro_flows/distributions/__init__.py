@@ -1,7 +1,10 @@
 """Distributions made by flows, and their bases."""
 
+from __future__ import annotations
+
 from .flow_distribution import FlowDistribution
+from .mixture import MixtureBase
 from .standard_normal import StandardNormal
 from .student_t import StudentTBase
 
-__all__ = ["FlowDistribution", "StandardNormal", "StudentTBase"]
+__all__ = ["FlowDistribution", "MixtureBase", "StandardNormal", "StudentTBase"]

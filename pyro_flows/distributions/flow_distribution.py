@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,47 +11,65 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from pyro_flows.solvers.mode import is_eager
 from pyro_flows.transforms.core import FlowTransform
 
+from .expansion import check_expansion
 from .standard_normal import StandardNormal
 
 
 class FlowDistribution(TorchDistribution, nn.Module):  # type: ignore[misc]
-    r"""Distribution of :math:`y = f(\epsilon)`, :math:`\epsilon \sim q_0`: :math:`\log q(y) = \log q_0(f^{-1}(y)) + \log|\det \partial f^{-1}/\partial y|`.
+    r"""Distribution of :math:`y = f(\epsilon)` for noise :math:`\epsilon \sim q_0` and a flow :math:`f`.
 
-    A Pyro distribution, and a module that owns flow and base, so that ``pyro.module("q", distribution)`` trains both. Drawing with
-    the density costs one forward pass, scoring one inverse pass, and scoring what was just drawn nothing.
+    :math:`\log q(y) = \log q_0(f^{-1}(y)) + \log|\det \partial f^{-1}/\partial y|`.
+
+    A Pyro distribution, and a module that owns flow and base, so that ``pyro.module("q", distribution)`` trains both.
+    Drawing with the density costs one forward pass, scoring one inverse pass, and scoring what was just drawn nothing.
+    Calling the object draws, as with every Pyro distribution. Mean, variance and entropy have no closed form and are
+    not defined.
 
     Args:
         transform: The flow :math:`f`, from noise to values.
         base: Distribution of the noise, with ``log_prob`` and ``rsample``, of the flow's event shape; another
-            :class:`FlowDistribution` is one. Standard normal by default, in the flow's dtype and on its device.
+            :class:`FlowDistribution` is one. Standard normal by default, in the dtype and on the device that the flow
+            has when it is used.
+        validate_args: Check the values that are scored against shape and support; Pyro's setting if None.
 
     Raises:
-        ValueError: If the event shapes differ, the base cannot be drawn from with gradient, or, when it is used, a conditional flow
-            has no context.
+        ValueError: If the event or batch shapes of flow and base do not agree, the base cannot be drawn from with
+            gradient, or, when it is used, a conditional flow has no context.
+
+    References:
+        Papamakarios, Nalisnick, Rezende, Mohamed, Lakshminarayanan (2021), *Normalizing flows for probabilistic
+        modeling and inference*, https://arxiv.org/abs/1912.02762
 
     Example:
         >>> from pyro_flows import flows
         >>> q = FlowDistribution(flows.affine(2, context_dim=3)).condition(torch.zeros(5, 3))
         >>> q.batch_shape, q.event_shape
         (torch.Size([5]), torch.Size([2]))
+        >>> value, log_prob = q.rsample_and_log_prob((10,))
+        >>> log_prob.shape
+        torch.Size([10, 5])
     """
 
     arg_constraints: dict[str, Any] = {}
+    batch_shape: torch.Size
+    event_shape: torch.Size
+    sample: Callable[..., Tensor]
     base: Distribution
     transform: FlowTransform
+    _base_is_default: bool
+    _validate_sample: Callable[[Tensor], None]
     __repr__ = nn.Module.__repr__
 
-    def __init__(self, transform: FlowTransform, base: Distribution | None = None) -> None:
+    def __init__(self, transform: FlowTransform, base: Distribution | None = None, *, validate_args: bool | None = None) -> None:
         if not isinstance(transform, FlowTransform):
             raise ValueError(f"transform must be a FlowTransform, got {type(transform).__name__}")
+        is_default = base is None
         if base is None:
-            like = next(transform.parameters(), None)
-            if like is None:
-                like = next((buffer for buffer in transform.buffers() if buffer.is_floating_point()), None)
-            dtype, device = (None, None) if like is None else (like.dtype, like.device)
-            base = StandardNormal(tuple(transform.event_shape), dtype=dtype, device=device)
+            dtype, device = _dtype_and_device(transform)
+            base = StandardNormal(tuple(transform.event_shape), dtype=dtype, device=device, validate_args=False)
         if not isinstance(base, Distribution):
             raise ValueError(f"base must be a distribution, got {type(base).__name__}")
         if base.event_shape != transform.event_shape:
@@ -59,19 +79,33 @@ class FlowDistribution(TorchDistribution, nn.Module):  # type: ignore[misc]
             )
         if not base.has_rsample:
             raise ValueError(f"base must have rsample, and {type(base).__name__} has not; choose a reparametrised one")
-        self._build(transform, base)
-
-    def _build(self, transform: FlowTransform, base: Distribution) -> None:
         nn.Module.__init__(self)
+        TorchDistribution.__init__(self, torch.Size(()), transform.event_shape, validate_args=validate_args)
+        self._base_is_default = is_default
+        self._set(transform, base)
+
+    def _set(self, transform: FlowTransform, base: Distribution) -> None:
         batch = torch.Size(base.batch_shape)
         if transform.context_dim == 0:
-            shape = transform.forward_shape(torch.Size(batch + transform.event_shape))
+            try:
+                shape = transform.forward_shape(torch.Size(batch + transform.event_shape))
+            except RuntimeError as error:  # torch's broadcast_shapes
+                raise ValueError(
+                    f"context: its batch shape does not broadcast with the batch shape {tuple(batch)} of the base "
+                    f"({error}); insert dimensions of size 1 where they differ"
+                ) from error
             batch = shape[: len(shape) - len(transform.event_shape)]
             if batch != base.batch_shape:
                 base = base.expand(batch)  # a row of the context gets noise of its own
-        TorchDistribution.__init__(self, batch, transform.event_shape, validate_args=False)
+        self._batch_shape = batch
         self.transform = transform
         self.base = base
+
+    def _with(self, transform: FlowTransform, base: Distribution) -> FlowDistribution:
+        new = copy.copy(self)
+        new._modules = {}
+        new._set(transform, base)
+        return new
 
     @property
     def has_rsample(self) -> bool:
@@ -83,24 +117,27 @@ class FlowDistribution(TorchDistribution, nn.Module):  # type: ignore[misc]
         """The codomain of the flow."""
         return self.transform.codomain
 
+    def extra_repr(self) -> str:
+        return f"batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)}"
+
     def condition(self, context: Tensor) -> FlowDistribution:
         """The distribution at a context, ``(*, context_dim)``, whose batch shape becomes part of this one's.
 
-        An unconditional distribution returns itself.
+        Every row of the context has noise of its own. An unconditional distribution returns itself.
 
         Raises:
-            ValueError: If the last dimension of ``context`` is not the flow's ``context_dim``.
+            ValueError: If the last dimension of ``context`` is not the flow's ``context_dim``, or its batch shape does
+                not broadcast with that of the base.
         """
         return self if self.transform.context_dim == 0 else self._with(self.transform.condition(context), self.base)
 
-    def _with(self, transform: FlowTransform, base: Distribution) -> FlowDistribution:
-        new = type(self).__new__(type(self))
-        new._build(transform, base)
-        return new
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> FlowDistribution:
+        """The same distribution, with the same parameters, and another batch shape.
 
-    def expand(self, batch_shape: tuple[int, ...], _instance: Any = None) -> FlowDistribution:
-        """The same distribution, with the same parameters, and another batch shape."""
-        return self._with(self.transform, self.base.expand(torch.Size(batch_shape)))
+        Raises:
+            ValueError: If this one's batch shape does not expand to it.
+        """
+        return self._with(self.transform, self.base.expand(check_expansion(self, batch_shape)))
 
     def _ready(self) -> None:
         if self.transform.context_dim:
@@ -108,21 +145,62 @@ class FlowDistribution(TorchDistribution, nn.Module):  # type: ignore[misc]
                 f"the flow is conditional (context_dim={self.transform.context_dim}) and has no context; "
                 f"use distribution.condition(context)"
             )
+        if self._base_is_default and isinstance(self.base, StandardNormal) and not torch.compiler.is_compiling():
+            dtype, device = _dtype_and_device(self.transform)
+            zero = self.base.zero
+            if (dtype or zero.dtype, device or zero.device) != (zero.dtype, zero.device):
+                self.base.to(dtype=dtype, device=device)  # the flow was moved without this distribution
 
-    def rsample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
-        """Draws ``(*sample_shape, *batch_shape, *event_shape)`` with gradient."""
-        self._ready()
-        return self.transform(self.base.rsample(torch.Size(sample_shape)))
+    def _checked(self, value: Tensor, noise: Tensor) -> Tensor:
+        if value.shape != noise.shape:
+            raise ValueError(
+                f"transform takes noise of shape {tuple(noise.shape)} to values of shape {tuple(value.shape)}, which "
+                f"would share their noise; its forward_shape must tell the batch shape that it adds"
+            )
+        return value
 
-    def rsample_and_log_prob(self, sample_shape: tuple[int, ...] = ()) -> tuple[Tensor, Tensor]:
-        """Draws with gradient, and their log-density ``(*sample_shape, *batch_shape)``, in one forward pass."""
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draws ``(*sample_shape, *batch_shape, *event_shape)`` with gradient.
+
+        Raises:
+            ValueError: If the flow is conditional and has no context.
+        """
         self._ready()
         noise = self.base.rsample(torch.Size(sample_shape))
+        return self._checked(self.transform(noise), noise)
+
+    def rsample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """Draws with gradient, and their log-density ``(*sample_shape, *batch_shape)``, in one forward pass.
+
+        Raises:
+            ValueError: If the flow is conditional and has no context.
+        """
+        self._ready()
+        if isinstance(self.base, FlowDistribution):
+            noise, log_base = self.base.rsample_and_log_prob(sample_shape)
+        else:
+            noise = self.base.rsample(torch.Size(sample_shape))
+            log_base = self.base.log_prob(noise)
         value, log_det = self.transform._forward_cached(noise, None)
-        return value, self.base.log_prob(noise) - log_det
+        return self._checked(value, noise), log_base - log_det
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density ``(*)`` of ``value`` ``(*, *event_shape)``, in one inverse pass, or none for a value just drawn."""
+        """Log-density ``(*)`` of ``value`` ``(*, *event_shape)``, in one inverse pass; in none for a value just drawn.
+
+        Raises:
+            ValueError: If the flow is conditional and has no context, or ``value`` has a wrong shape or dtype, or,
+                where arguments are validated, is outside the support.
+        """
         self._ready()
+        if self._validate_args and is_eager():
+            self._validate_sample(value)
         noise, log_det = self.transform._inverse_cached(value, None)
         return self.base.log_prob(noise) + log_det
+
+
+def _dtype_and_device(transform: FlowTransform) -> tuple[torch.dtype | None, torch.device | None]:
+    """Those of the first parameter, or else floating-point buffer; None where there is neither."""
+    like = next(transform.parameters(), None)
+    if like is None:
+        like = next((buffer for buffer in transform.buffers() if buffer.is_floating_point()), None)
+    return (None, None) if like is None else (like.dtype, like.device)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
+
+from pyro_flows.solvers.mode import is_eager
+
+from .expansion import expanded
 
 
 class StandardNormal(TorchDistribution, nn.Module):  # type: ignore[misc]
@@ -21,6 +26,10 @@ class StandardNormal(TorchDistribution, nn.Module):  # type: ignore[misc]
         batch_shape: Shape of the batch.
         dtype: Type of the draws; torch's default if None.
         device: Device of the draws; torch's default if None.
+        validate_args: Check the values that are scored; Pyro's setting if None.
+
+    Raises:
+        ValueError: If a shape holds what is not a non-negative integer.
 
     Example:
         >>> StandardNormal((3,)).log_prob(torch.zeros(3))
@@ -29,7 +38,11 @@ class StandardNormal(TorchDistribution, nn.Module):  # type: ignore[misc]
 
     arg_constraints: dict[str, Any] = {}
     has_rsample = True
+    batch_shape: torch.Size
+    event_shape: torch.Size
     zero: Tensor
+    _extended_shape: Callable[[torch.Size], torch.Size]
+    _validate_sample: Callable[[Tensor], None]
     __repr__ = nn.Module.__repr__
 
     def __init__(
@@ -39,9 +52,13 @@ class StandardNormal(TorchDistribution, nn.Module):  # type: ignore[misc]
         *,
         dtype: torch.dtype | None = None,
         device: torch.device | None = None,
+        validate_args: bool | None = None,
     ) -> None:
+        for name, shape in (("event_shape", event_shape), ("batch_shape", batch_shape)):
+            if not isinstance(shape, tuple | list) or any(not isinstance(size, int) or size < 0 for size in shape):
+                raise ValueError(f"{name} must be a tuple of non-negative integers such as (3,), got {shape!r}")
         nn.Module.__init__(self)
-        TorchDistribution.__init__(self, torch.Size(batch_shape), torch.Size(event_shape), validate_args=False)
+        TorchDistribution.__init__(self, torch.Size(batch_shape), torch.Size(event_shape), validate_args=validate_args)
         self.register_buffer("zero", torch.zeros((), dtype=dtype, device=device), persistent=False)
 
     @constraints.dependent_property
@@ -50,12 +67,15 @@ class StandardNormal(TorchDistribution, nn.Module):  # type: ignore[misc]
         return constraints.independent(constraints.real, len(self.event_shape))
 
     def extra_repr(self) -> str:
-        return f"event_shape={tuple(self.event_shape)}"
+        return f"event_shape={tuple(self.event_shape)}, batch_shape={tuple(self.batch_shape)}"
 
     def expand(self, batch_shape: tuple[int, ...], _instance: Any = None) -> StandardNormal:
-        """The same distribution with another batch shape."""
-        new = StandardNormal(tuple(self.event_shape), tuple(batch_shape), dtype=self.zero.dtype, device=self.zero.device)
-        return new
+        """The same distribution with another batch shape.
+
+        Raises:
+            ValueError: If this one's batch shape does not expand to it.
+        """
+        return expanded(self, batch_shape)
 
     def rsample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
         """Draws ``(*sample_shape, *batch_shape, *event_shape)``."""
@@ -64,7 +84,9 @@ class StandardNormal(TorchDistribution, nn.Module):  # type: ignore[misc]
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density, ``(*)``, of ``value``, ``(*, *event_shape)``."""
-        event = len(self.event_shape)
-        total = value.square().flatten(value.dim() - event).sum(-1)
+        if self._validate_args and is_eager():
+            self._validate_sample(value)
+        batch = value.shape[: value.dim() - len(self.event_shape)]
+        total = value.square().reshape(*batch, self.event_shape.numel()).sum(-1)
         result = -0.5 * total - 0.5 * math.log(2 * math.pi) * self.event_shape.numel()
         return result.expand(torch.broadcast_shapes(self.batch_shape, result.shape))

@@ -3,71 +3,106 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import Gamma, constraints
+
+from pyro_flows.solvers.mode import is_eager
+
+from .expansion import expanded
+
+_LOWEST, _RANGE = 1.0, 1e4
 
 
 class StudentTBase(TorchDistribution, nn.Module):  # type: ignore[misc]
-    r"""Product of Student-t distributions with learnable degrees of freedom :math:`\nu_i = 1 + \mathrm{softplus}(a_i)`.
+    r"""Product of Student-t distributions with a learnable degree of freedom :math:`\nu_i` per variable.
 
-    A flow that is Lipschitz cannot make tails heavier than its base has; this base lets the data decide.
+    :math:`q_0(\epsilon) = \prod_i c(\nu_i) (1 + \epsilon_i^2/\nu_i)^{-(\nu_i+1)/2}`,
+    :math:`c(\nu) = \Gamma((\nu+1)/2) / (\Gamma(\nu/2)\sqrt{\pi\nu})`, :math:`\nu_i = 1 + 10^4\,\mathrm{sigmoid}(a_i)`:
+    a step of the raw parameter :math:`a_i` is a relative change of :math:`\nu_i - 1`, and at the upper end the
+    distribution is as good as normal. Draws are reparametrised, also in :math:`\nu_i`.
+
+    A flow that is Lipschitz cannot make tails heavier than its base has; with this base the data, or the posterior,
+    decide.
 
     References:
         Jaini, Kobyzev, Yu, Brubaker (2020), *Tails of Lipschitz triangular flows*, https://arxiv.org/abs/1907.04481
 
     Args:
         input_dim: Number of variables D.
-        df: Degrees of freedom at the start, above 1.
+        df: Degrees of freedom at the start, between 1 and 10,001.
+        validate_args: Check the values that are scored; Pyro's setting if None.
 
     Raises:
-        ValueError: If ``input_dim`` is not a positive integer or ``df`` is not above 1.
+        ValueError: If ``input_dim`` is not a positive integer or ``df`` is out of its bounds.
 
     Example:
-        >>> StudentTBase(3, df=5.0).df
-        tensor([5., 5., 5.], grad_fn=<AddBackward0>)
+        >>> base = StudentTBase(3, df=5.0)
+        >>> base.rsample((10,)).square().sum().backward()
+        >>> base.raw_df.grad.shape
+        torch.Size([3])
     """
 
     arg_constraints: dict[str, Any] = {}
     support = constraints.real_vector
     has_rsample = True
+    batch_shape: torch.Size
+    event_shape: torch.Size
+    _extended_shape: Callable[[torch.Size], torch.Size]
+    _validate_sample: Callable[[Tensor], None]
     __repr__ = nn.Module.__repr__
 
-    def __init__(self, input_dim: int, df: float = 20.0) -> None:
-        if not isinstance(input_dim, int) or input_dim < 1:
+    def __init__(self, input_dim: int, df: float = 30.0, *, validate_args: bool | None = None) -> None:
+        if not isinstance(input_dim, int) or isinstance(input_dim, bool) or input_dim < 1:
             raise ValueError(f"input_dim must be a positive integer, got {input_dim!r}")
-        if not df > 1:
-            raise ValueError(f"df must be above 1, got {df}")
+        if not _LOWEST < df < _LOWEST + _RANGE:
+            raise ValueError(f"df must lie between {_LOWEST:g} and {_LOWEST + _RANGE:g}, both excluded, got {df}")
         nn.Module.__init__(self)
-        TorchDistribution.__init__(self, torch.Size(()), torch.Size((input_dim,)), validate_args=False)
-        start = df - 1 + math.log(-math.expm1(-(df - 1)))
-        self.raw_df = nn.Parameter(torch.full((input_dim,), start))
+        TorchDistribution.__init__(self, torch.Size(()), torch.Size((input_dim,)), validate_args=validate_args)
+        fraction = (df - _LOWEST) / _RANGE
+        self.raw_df = nn.Parameter(torch.full((input_dim,), math.log(fraction) - math.log1p(-fraction)))
 
     @property
     def df(self) -> Tensor:
         """Degrees of freedom, ``(D,)``."""
-        return 1 + nn.functional.softplus(self.raw_df)
+        return _LOWEST + _RANGE * self.raw_df.sigmoid()
 
-    def _student(self) -> dist.TorchDistribution:
-        student = dist.StudentT(self.df, validate_args=False).to_event(1)
-        return student.expand(self.batch_shape) if self.batch_shape else student
+    def extra_repr(self) -> str:
+        return f"input_dim={self.event_shape[0]}, batch_shape={tuple(self.batch_shape)}"
 
     def expand(self, batch_shape: tuple[int, ...], _instance: Any = None) -> StudentTBase:
-        """The same distribution, with the same parameters, and another batch shape."""
-        new = StudentTBase.__new__(StudentTBase)
-        nn.Module.__init__(new)
-        TorchDistribution.__init__(new, torch.Size(batch_shape), self.event_shape, validate_args=False)
-        new.raw_df = self.raw_df
-        return new
+        """The same distribution, with the same parameters, and another batch shape.
+
+        Raises:
+            ValueError: If this one's batch shape does not expand to it.
+        """
+        return expanded(self, batch_shape)
 
     def rsample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
         """Draws ``(*sample_shape, *batch_shape, D)``, with gradient to the degrees of freedom."""
-        return self._student().rsample(torch.Size(sample_shape))
+        half = (self.df / 2).expand(self._extended_shape(torch.Size(sample_shape)))
+        normal = torch.randn(half.shape, dtype=half.dtype, device=half.device)
+        return normal * Gamma(half, half, validate_args=False).rsample().rsqrt()
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density, ``(*)``, of ``value``, ``(*, D)``."""
-        return self._student().log_prob(value)
+        if self._validate_args and is_eager():
+            self._validate_sample(value)
+        df = self.df
+        log_norm = _log_gamma_ratio(df / 2) - 0.5 * (math.pi * df).log()
+        result = (log_norm - 0.5 * (df + 1) * (value.square() / df).log1p()).sum(-1)
+        return result.expand(torch.broadcast_shapes(self.batch_shape, result.shape))
+
+
+def _log_gamma_ratio(a: Tensor) -> Tensor:
+    r""":math:`\log\Gamma(a + 1/2) - \log\Gamma(a)`, whose terms cancel for large :math:`a`."""
+    large = a > 20
+    small = torch.where(large, torch.ones_like(a), a)
+    inverse = 1 / torch.where(large, a, torch.full_like(a, 20.0))
+    square = inverse.square()
+    series = -1 / 8 + square * (1 / 192 + square * (-1 / 640 + square * (17 / 14336 - square * 31 / 18432)))
+    return torch.where(large, inverse * series - 0.5 * inverse.log(), torch.lgamma(small + 0.5) - torch.lgamma(small))
