@@ -62,9 +62,11 @@ def test_values_survive_a_file(tmp_path):
 
 @pytest.mark.parametrize(
     "value",
-    [True, None, 2**70, float("nan"), float("inf"), "", "größer", [1, 2], {"a": float("nan")}, {1: (2, 3)}, torch.tensor(3), np.float32(2.5),
-     np.arange(3), torch.float32, ValueError("x")],
-)  # fmt: skip
+    [
+        *(True, None, 2**70, float("nan"), float("inf"), "", "größer", [1, 2], {"a": float("nan")}, {1: (2, 3)}),
+        *(torch.tensor(3), np.float32(2.5), np.arange(3), torch.float32, ValueError("x")),
+    ],
+)
 def test_any_attribute_survives_a_file(value, tmp_path):
     data = to_inference_data({"x": torch.zeros(SIZE)}, **stats(), attrs={"value": value})
     path = to_netcdf(data, tmp_path / "x.nc")
