@@ -49,9 +49,7 @@ def main() -> None:
 
     with torch.no_grad():
         draws = pf.FlowDistribution(flow).condition(torch.tensor([2.0])).sample((2000,))
-    print(
-        f"at x = 2: {100 * (draws > 1).float().mean():.0f} % near +2, {100 * (draws < -1).float().mean():.0f} % near -2"
-    )
+    print(f"at x = 2: {100 * (draws > 1).float().mean():.0f} % near +2, {100 * (draws < -1).float().mean():.0f} % near -2")
 
 
 if __name__ == "__main__":

@@ -26,9 +26,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pyro_flows {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    demo = commands.add_parser(
-        "demo", help="fit the eight-schools study, centred and non-centred, and say what to trust"
-    )
+    demo = commands.add_parser("demo", help="fit the eight-schools study, centred and non-centred, and say what to trust")
     demo.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where posterior.nc and posterior.png go")
     demo.add_argument("--seed", type=int, default=0, help="seed of every fit (default 0)")
     demo.add_argument("--quick", action="store_true", help="a few steps only: shows that it runs, not what it finds")

@@ -1,4 +1,4 @@
-"""The laws of a transform, public so that whoever writes one can check it: ``check_transform(factory)``, ``check_flow(factory)``."""
+"""The laws of a transform, for whoever writes one to check it: ``check_transform(factory)``, ``check_flow(factory)``."""
 
 from __future__ import annotations
 
@@ -125,7 +125,8 @@ def _directions(transform: FlowTransform) -> Iterable[tuple[str, Callable[..., t
 @_law(LAWS)
 def _round_trip(case: Case) -> None:
     transform = case.build()
-    points = torch.cat([case.inputs(16), case.inputs(8, scale=10.0)])
+    # Far out a flow may stretch by many orders of magnitude, which float32 cannot undo.
+    points = torch.cat([case.inputs(16), case.inputs(8, scale=case.tolerance(10.0, 1.0))])
     context = case.context()
     tolerance = case.tolerance(1e-8, 2e-3)
     y, _ = transform.forward_and_log_det(points, context)
@@ -183,9 +184,11 @@ def _context_broadcasts(case: Case) -> None:
                 y.shape == (*full, case.input_dim) and log_det.shape == full,
                 f"{name}: shapes {tuple(y.shape)} and {tuple(log_det.shape)} for batches {batch} and {context_batch}",
             )
-            expanded = method(x.expand(*full, -1), context.expand(*full, -1))  # type: ignore[union-attr]
-            _close(y, expanded[0], case.tolerance(1e-9, 1e-3), f"{name}: broadcast against expanded context")
-            _close(log_det, expanded[1], case.tolerance(1e-9, 1e-3), f"{name}: log-det under broadcast context")
+            rows, contexts = x.expand(*full, -1), context.expand(*full, -1)  # type: ignore[union-attr]
+            for index in torch.ones(full).nonzero().tolist()[::3]:
+                row = method(rows[tuple(index)], contexts[tuple(index)])
+                _close(y[tuple(index)], row[0], case.tolerance(1e-9, 1e-3), f"{name}: a row against the row with its context alone")
+                _close(log_det[tuple(index)], row[1], case.tolerance(1e-9, 1e-3), f"{name}: log-det of a row with its context")
     try:
         transform.forward_and_log_det(case.inputs(2), None)
     except ValueError:
@@ -212,7 +215,8 @@ def _gradients_reach_everything(case: Case) -> None:
             _require(tensor.grad is not None, f"{direction}: no gradient to {name}")
             gradient = tensor.grad
             _require(bool(torch.isfinite(gradient).all()), f"{direction}: the gradient to {name} is not finite")  # type: ignore[arg-type]
-        for name, tensor in (named[0], *(named[-1:] if context is not None else [])):
+        # With one variable a reflection, for one, has nothing that a context could change.
+        for name, tensor in (named[0], *(named[-1:] if context is not None and case.input_dim > 1 else [])):
             _require(float(tensor.grad.abs().max()) > 0, f"{direction}: the gradient to {name} is zero")  # type: ignore[union-attr]
 
 
@@ -412,7 +416,7 @@ def _starts_near_the_identity(case: Case) -> None:
     if not any(p.numel() for p in transform.parameters()):
         return
     x = case.inputs(16)
-    error = float((transform.forward_and_log_det(x, case.context())[0] - x).abs().max())
+    error = (transform.forward_and_log_det(x, case.context())[0] - x).abs().max().item()
     _require(error <= 0.1, f"at construction |f(x) - x| reaches {error:.3g}; a learnable transform starts near the identity")
 
 
@@ -430,7 +434,7 @@ def _density_integrates_to_one(case: Case) -> None:
             draws = distribution.sample((4000,))
             low, high = draws.min(0).values, draws.max(0).values
             margin = 0.5 * (high - low)
-            count = 4001 if case.input_dim == 1 else 401
+            count = 4001 if case.input_dim == 1 else 201
             axes = [torch.linspace(a, b, count, dtype=case.dtype) for a, b in zip(low - margin, high + margin, strict=True)]
             grid = torch.cartesian_prod(*axes).reshape(-1, case.input_dim)
             cell = math.prod(float(axis[1] - axis[0]) for axis in axes)
@@ -450,7 +454,9 @@ def _transformed_distribution(case: Case) -> None:
             base = dist.Normal(loc, torch.ones_like(loc)).to_event(1)
         distribution = module.TransformedDistribution(base, [conditioned])
         expected_batch = (5,) if context is not None else ()
-        _require(distribution.batch_shape == expected_batch, f"batch shape {tuple(distribution.batch_shape)}, expected {expected_batch}")
+        _require(
+            distribution.batch_shape == expected_batch, f"batch shape {tuple(distribution.batch_shape)}, expected {expected_batch}"
+        )
         with torch.random.fork_rng():
             torch.manual_seed(case.seed)
             y = distribution.rsample(torch.Size((7,)))
@@ -459,7 +465,7 @@ def _transformed_distribution(case: Case) -> None:
         noise = base.expand(torch.Size(expected_batch)).log_prob(x)
         _close(distribution.log_prob(y), noise + log_det, case.tolerance(1e-8, 1e-3), "log_prob of a TransformedDistribution")
         if context is not None:
-            _require(float(x.reshape(7, 5, -1).std(1).min()) > 0, "rows of a batched context share one noise")
+            _require(x.reshape(7, 5, -1).std(1).min().item() > 0, "rows of a batched context share one noise")
 
 
 @_law(FLOW_LAWS)

@@ -1,5 +1,7 @@
 """Published flows: factories ``name(input_dim, context_dim=0, **options)`` and the registry of their names."""
 
+from __future__ import annotations
+
 from .affine import affine
 from .maf import iaf, maf
 from .nice import nice

@@ -38,9 +38,7 @@ def iaf(input_dim: int, context_dim: int = 0, *, num_layers: int = 4, hidden_dim
 
 
 @register("maf", cheap="inverse", inverse="solved", paper="https://arxiv.org/abs/1705.07057")
-def maf(
-    input_dim: int, context_dim: int = 0, *, num_layers: int = 4, hidden_dims: Sequence[int] = (64, 64)
-) -> FlowTransform:
+def maf(input_dim: int, context_dim: int = 0, *, num_layers: int = 4, hidden_dims: Sequence[int] = (64, 64)) -> FlowTransform:
     """Masked autoregressive flow, the inverse of :func:`iaf`: scores data in one pass, so it suits density estimation.
 
     References:

@@ -13,9 +13,7 @@ from .registry import register
 
 
 @register("nice", cheap="both", inverse="closed", paper="https://arxiv.org/abs/1410.8516")
-def nice(
-    input_dim: int, context_dim: int = 0, *, num_layers: int = 8, hidden_dims: Sequence[int] = (64, 64)
-) -> Compose:
+def nice(input_dim: int, context_dim: int = 0, *, num_layers: int = 8, hidden_dims: Sequence[int] = (64, 64)) -> Compose:
     """NICE: additive couplings, which keep volume, and one learnable diagonal scaling.
 
     References:
@@ -38,6 +36,4 @@ def nice(
         Coupling(input_dim, Shift(), context_dim, hidden_dims=hidden_dims, mask=mask)
         for mask in coupling_masks(input_dim, num_layers)
     ]
-    return Compose(
-        [*layers, Elementwise(input_dim, Affine(log_scale_bound=10.0), context_dim, hidden_dims=hidden_dims)]
-    )
+    return Compose([*layers, Elementwise(input_dim, Affine(log_scale_bound=10.0), context_dim, hidden_dims=hidden_dims)])

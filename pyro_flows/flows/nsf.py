@@ -50,9 +50,7 @@ def nsf_coupling(
         Coupling(input_dim, spline, context_dim, hidden_dims=hidden_dims, mask=mask)
         for mask in coupling_masks(input_dim, num_layers)
     ]
-    return Compose(
-        [*layers, Elementwise(input_dim, Affine(log_scale_bound=10.0), context_dim, hidden_dims=hidden_dims)]
-    )
+    return Compose([*layers, Elementwise(input_dim, Affine(log_scale_bound=10.0), context_dim, hidden_dims=hidden_dims)])
 
 
 @register("nsf_autoregressive", cheap="inverse", inverse="solved", paper=_PAPER)

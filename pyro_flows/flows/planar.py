@@ -10,9 +10,7 @@ from .registry import register
 
 
 @register("planar", cheap="forward", inverse="solved", paper="https://arxiv.org/abs/1505.05770")
-def planar(
-    input_dim: int, context_dim: int = 0, *, num_layers: int = 8, hidden_dims: Sequence[int] = (64,)
-) -> FlowTransform:
+def planar(input_dim: int, context_dim: int = 0, *, num_layers: int = 8, hidden_dims: Sequence[int] = (64,)) -> FlowTransform:
     """A planar flow: ``num_layers`` maps of :class:`~pyro_flows.transforms.Planar` one after the other.
 
     References:

@@ -10,9 +10,7 @@ from .registry import register
 
 
 @register("radial", cheap="both", inverse="closed", paper="https://arxiv.org/abs/1505.05770")
-def radial(
-    input_dim: int, context_dim: int = 0, *, num_layers: int = 8, hidden_dims: Sequence[int] = (64,)
-) -> FlowTransform:
+def radial(input_dim: int, context_dim: int = 0, *, num_layers: int = 8, hidden_dims: Sequence[int] = (64,)) -> FlowTransform:
     """A radial flow: ``num_layers`` maps of :class:`~pyro_flows.transforms.Radial` one after the other.
 
     References:

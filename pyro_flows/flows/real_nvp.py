@@ -13,9 +13,7 @@ from .registry import register
 
 
 @register("real_nvp", cheap="both", inverse="closed", paper="https://arxiv.org/abs/1605.08803")
-def real_nvp(
-    input_dim: int, context_dim: int = 0, *, num_layers: int = 8, hidden_dims: Sequence[int] = (64, 64)
-) -> Compose:
+def real_nvp(input_dim: int, context_dim: int = 0, *, num_layers: int = 8, hidden_dims: Sequence[int] = (64, 64)) -> Compose:
     """RealNVP: affine couplings with a bounded log-scale, then one elementwise affine map.
 
     References:
@@ -38,6 +36,4 @@ def real_nvp(
         Coupling(input_dim, Affine(), context_dim, hidden_dims=hidden_dims, mask=mask)
         for mask in coupling_masks(input_dim, num_layers)
     ]
-    return Compose(
-        [*layers, Elementwise(input_dim, Affine(log_scale_bound=10.0), context_dim, hidden_dims=hidden_dims)]
-    )
+    return Compose([*layers, Elementwise(input_dim, Affine(log_scale_bound=10.0), context_dim, hidden_dims=hidden_dims)])

@@ -39,9 +39,7 @@ class FlowInfo:
 _REGISTRY: dict[str, FlowInfo] = {}
 
 
-def register(
-    name: str, *, cheap: CheapDirection, inverse: Literal["closed", "solved"], paper: str
-) -> Callable[[_F], _F]:
+def register(name: str, *, cheap: CheapDirection, inverse: Literal["closed", "solved"], paper: str) -> Callable[[_F], _F]:
     """Register a factory ``(input_dim, context_dim=0, **options) -> FlowTransform`` under a name.
 
     Args:

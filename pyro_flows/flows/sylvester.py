@@ -40,6 +40,4 @@ def sylvester(
     """
     if num_layers < 1:
         raise ValueError(f"num_layers must be at least 1, got {num_layers}")
-    return Compose(
-        [Sylvester(input_dim, context_dim, num_units=num_units, hidden_dims=hidden_dims) for _ in range(num_layers)]
-    )
+    return Compose([Sylvester(input_dim, context_dim, num_units=num_units, hidden_dims=hidden_dims) for _ in range(num_layers)])

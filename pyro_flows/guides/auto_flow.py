@@ -22,6 +22,7 @@ from pyro_flows.flows.registry import FlowFactory, build
 from pyro_flows.model.sites import InitToSupport, is_circular, is_enumerated, site_support, site_transform
 from pyro_flows.model.structure import check_latents
 from pyro_flows.transforms import Compose, FlowTransform
+from pyro_flows.transforms.core import forget_pyro_links
 from pyro_flows.transforms.lower_cholesky_affine import LowerCholeskyAffine
 
 from .site_delta import SiteDelta
@@ -104,6 +105,7 @@ class AutoFlow(AutoContinuous):  # type: ignore[misc]
         self._pyro_name = f"{type(self).__name__}${next(_INSTANCES)}"
 
     def __getstate__(self) -> dict[str, Any]:
+        forget_pyro_links(self)
         state = self.__dict__.copy()
         state.update(_model=(None,), _raw_model=(None,), master=None, create_plates=None, plates={})
         return state
@@ -170,7 +172,7 @@ class AutoFlow(AutoContinuous):  # type: ignore[misc]
             value = self._transforms[name].inv(site["value"].detach()).reshape(-1)
             if not bool(torch.isfinite(value).all()):
                 raise ValueError(
-                    f"init_loc_fn gave site {name!r} a value on the edge of its support ({site['value'].reshape(-1)[:5].tolist()}); "
+                    f"init_loc_fn gave site {name!r} a value on the edge of its support: {site['value'].reshape(-1)[:5].tolist()}; "
                     f"start inside the support {site_support(site['fn'])}"
                 )
             parts.append(value)
@@ -217,10 +219,13 @@ class AutoFlow(AutoContinuous):  # type: ignore[misc]
         """Transform from noise to the unconstrained latents, both ``(*, D)``.
 
         Raises:
-            ValueError: If a latent is circular and no arguments are given, as ``NeuTraReparam`` does; it would take the circle for a line.
+            ValueError: If a latent is circular and no arguments are given, as ``NeuTraReparam`` does; it would take the circle for
+                a line.
         """
         if self._circular and not args and not kwargs:
-            raise ValueError(f"sites {self._circular} are circular, which NeuTraReparam does not know; use NUTS on the model itself")
+            raise ValueError(
+                f"sites {self._circular} are circular, which NeuTraReparam does not know; use NUTS on the model itself"
+            )
         return self.distribution.transform
 
     def get_posterior(self, *args: Any, **kwargs: Any) -> FlowDistribution:
@@ -253,8 +258,8 @@ class AutoFlow(AutoContinuous):  # type: ignore[misc]
             value = transform(unconstrained)
             log_density: Tensor | float = 0.0
             if poutine.get_mask() is not False:
-                log_density = -transform.log_abs_det_jacobian(unconstrained, value)
-                log_density = sum_rightmost(log_density, log_density.dim() - value.dim() + event_dim)
+                log_det = transform.log_abs_det_jacobian(unconstrained, value)
+                log_density = -sum_rightmost(log_det, log_det.dim() - value.dim() + event_dim)
             with ExitStack() as stack:
                 for frame in self._cond_indep_stacks[name]:
                     stack.enter_context(plates[frame.name])

@@ -1,5 +1,7 @@
 """Objectives, training and the one-line fit."""
 
+from __future__ import annotations
+
 from .fit import fit
 from .path_elbo import PathELBO, path_log_prob
 from .result import Fit

@@ -11,7 +11,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_flows.flows import real_nvp
+from pyro_flows.flows import nsf_coupling, real_nvp
 from pyro_flows.flows.registry import FlowFactory
 from pyro_flows.guides import AutoFlow
 from pyro_flows.model import LogJoint, initial_point, read_model
@@ -47,7 +47,7 @@ def fit(
         model: A Pyro model. It may be written for a single draw: loops, scalars and no plates are all right.
         args: Arguments of the model, the data among them.
         guide: Name of a registered flow, a callable ``(input_dim, context_dim) -> FlowTransform``, an :class:`AutoFlow` of this
-            model, or None for RealNVP.
+            model, or None for RealNVP (splines where there is one latent).
         objective: ``"path"``, the evidence lower bound by path gradients.
         num_particles: Draws per step.
         max_steps: Steps at most.
@@ -83,11 +83,13 @@ def fit(
         log_joint = LogJoint(model, args, call_kwargs, structure)
         auto_guide = _make_guide(model, guide, args, call_kwargs)
         if auto_guide.latent_dim != structure.dim:
-            raise ValueError(f"guide has {auto_guide.latent_dim} latent dimensions and the model {structure.dim}; give guide= made for it")
+            raise ValueError(
+                f"guide has {auto_guide.latent_dim} latent dimensions and the model {structure.dim}; give guide= made for it"
+            )
         record: dict[str, Any] = {
             "dim": structure.dim,
             "guide": type(auto_guide).__name__,
-            "flow": guide if isinstance(guide, str) else "real_nvp" if guide is None else getattr(guide, "__name__", "given"),
+            "flow": guide if isinstance(guide, str) else "default" if guide is None else getattr(guide, "__name__", "given"),
             "path": log_joint.path,
             "path_reasons": list(log_joint.reasons),
             "objective": objective,
@@ -157,7 +159,12 @@ def _make_guide(model: Callable[..., Any], guide: Any, args: Any, kwargs: Mappin
 
 
 def _default_flow(input_dim: int, context_dim: int = 0) -> Compose:
-    """Eight affine couplings; narrow conditioners are as good in few dimensions, and twice as fast."""
+    """Eight affine couplings; narrow conditioners are as good in few dimensions, and twice as fast.
+
+    With one variable affine maps make nothing but Gaussians, so there it is splines.
+    """
+    if input_dim == 1:
+        return nsf_coupling(input_dim, context_dim, num_layers=3)
     width = 32 if input_dim <= 20 else 64
     return real_nvp(input_dim, context_dim, num_layers=8, hidden_dims=(width, width))
 

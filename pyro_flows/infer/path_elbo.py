@@ -15,8 +15,8 @@ from pyro_flows.distributions import FlowDistribution
 def path_log_prob(distribution: Distribution, value: Tensor) -> tuple[Tensor, Tensor]:
     r"""Log-density at ``value`` with the gradient of the path alone.
 
-    For :math:`z = f_\theta(\epsilon)` the gradient of :math:`\log q_\theta(z)` has a part through :math:`z` and a score part whose mean
-    is zero. This keeps the first, :math:`\nabla_z \log q_\theta(z)\, dz/d\theta`, and drops the second.
+    For :math:`z = f_\theta(\epsilon)` the gradient of :math:`\log q_\theta(z)` has a part through :math:`z` and a score part
+    whose mean is zero. This keeps the first, :math:`\nabla_z \log q_\theta(z)\, dz/d\theta`, and drops the second.
 
     Args:
         distribution: A reparametrised distribution.
@@ -47,9 +47,9 @@ def path_log_prob(distribution: Distribution, value: Tensor) -> tuple[Tensor, Te
 class PathELBO(Trace_ELBO):  # type: ignore[misc]
     r"""Evidence lower bound whose gradient takes the path through every :class:`~pyro_flows.distributions.FlowDistribution`.
 
-    :math:`\nabla_\theta E[\log p(z) - \log q_\theta(z)]` without the score :math:`\nabla_\theta \log q_\theta(z)` at fixed :math:`z`, whose mean
-    is zero: unbiased, and free of noise where the guide is exact. Other reparametrised sites take the total gradient. Takes the
-    arguments of ``Trace_ELBO``, and is used like it.
+    :math:`\nabla_\theta E[\log p(z) - \log q_\theta(z)]` without the score :math:`\nabla_\theta \log q_\theta(z)` at fixed
+    :math:`z`, whose mean is zero: unbiased, and free of noise where the guide is exact. Other reparametrised sites take the
+    total gradient. Takes the arguments of ``Trace_ELBO``, and is used like it.
 
     Raises:
         ValueError: If a site of the guide is not reparametrised; the message names it.
@@ -62,7 +62,7 @@ class PathELBO(Trace_ELBO):  # type: ignore[misc]
         >>> from pyro.infer import SVI
         >>> def model():
         ...     pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-        >>> guide = AutoFlow(model, flow="affine").setup()
+        >>> guide = pf.AutoFlow(model, flow="affine").setup()
         >>> svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), PathELBO(num_particles=4))
         >>> svi.step() > 0
         True

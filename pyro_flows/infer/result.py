@@ -161,15 +161,16 @@ class Fit:
 
         Args:
             num_samples: Number of draws.
-            resample: ``"psis"`` to draw by Pareto-smoothed importance resampling from ten times as many; None for draws of the guide.
+            resample: ``"psis"`` to draw by Pareto-smoothed importance resampling from ten times as many; None for
+                draws of the guide.
             predict: Add posterior predictive draws.
             seed: Seed of the draws.
             dims: Names of dimensions per site; by default those of the plates.
             coords: Coordinates of named dimensions.
 
         Returns:
-            Groups ``posterior``, ``log_likelihood``, ``posterior_predictive``, ``observed_data`` and ``sample_stats``, with settings of
-            the fit as attributes.
+            Groups ``posterior``, ``log_likelihood``, ``posterior_predictive``, ``observed_data`` and ``sample_stats``, with the
+            settings of the fit as attributes.
 
         Raises:
             ValueError: If ``resample`` is neither None nor ``"psis"``.
@@ -181,7 +182,9 @@ class Fit:
         if resample:
             keep = self._indices(log_weight, num_samples, seed)
             latents, log_p, log_q, log_weight = latents[keep], log_p[keep], log_q[keep], log_weight[keep]
-        attributes = {key: value if isinstance(value, (str, int, float)) else json.dumps(value) for key, value in self.record.items()}
+        attributes = {
+            key: value if isinstance(value, (str, int, float)) else json.dumps(value) for key, value in self.record.items()
+        }
         attributes["resample"] = str(resample)
         with torch.no_grad():
             log_likelihood = self.log_joint.log_likelihood(latents)

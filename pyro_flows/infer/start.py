@@ -78,7 +78,7 @@ def laplace(log_density: LogDensity, point: Tensor, max_iter: int = 200) -> tupl
 
     optimizer.step(closure)
     mode = z.detach()
-    if not bool(torch.isfinite(mode).all()) or not math.isfinite(float(log_density(mode[None])[0])):
+    if not bool(torch.isfinite(mode).all()) or not math.isfinite(log_density(mode[None])[0].item()):
         return None
     precision = _negative_hessian(log_density, mode)
     if not bool(torch.isfinite(precision).all()):

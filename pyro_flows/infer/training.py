@@ -174,6 +174,8 @@ def train(
                 finite = math.isfinite(loss) and clip(parameters)
                 if finite:
                     optimizer.step()
+                if callback is not None:
+                    callback(step, loss)
             except KeyboardInterrupt:
                 done.stop_reason = "interrupted"
                 break
@@ -189,8 +191,6 @@ def train(
                         f"{done.skipped} of {step + 1} steps had a loss or gradient that is not finite{explain(z)}; "
                         f"check priors and likelihood there, or give init= a point where they are finite"
                     )
-            if callback is not None:
-                callback(step, loss)
             bar.update()
             count = len(done.losses)
             if finite and count % schedule.window == 0:

@@ -124,13 +124,9 @@ def _common(scales: Mapping[str, Any]) -> Any:
     first, scale = next(iter(scales.items()))
     for name, other in scales.items():
         if other is not scale and (isinstance(other, Tensor) or isinstance(scale, Tensor) or other != scale):
-            raise ValueError(
-                f"sites {first!r} and {name!r} depend on enumerated sites and have different scales; give them one"
-            )
+            raise ValueError(f"sites {first!r} and {name!r} depend on enumerated sites and have different scales; give them one")
     if isinstance(scale, Tensor) and scale.dim():
-        raise ValueError(
-            f"site {first!r} depends on enumerated sites and has a scale of shape {tuple(scale.shape)}; use a number"
-        )
+        raise ValueError(f"site {first!r} depends on enumerated sites and has a scale of shape {tuple(scale.shape)}; use a number")
     return scale
 
 

@@ -12,9 +12,7 @@ from .log_joint import LogJoint
 from .structure import read_model
 
 
-def initial_point(
-    log_joint: LogJoint, num_tries: int = 100, init_loc_fn: Callable[[Any], Tensor] | None = None
-) -> Tensor:
+def initial_point(log_joint: LogJoint, num_tries: int = 100, init_loc_fn: Callable[[Any], Tensor] | None = None) -> Tensor:
     """The model's initial values as a flat unconstrained vector, or a random point near zero where they do not serve.
 
     Args:

@@ -181,8 +181,15 @@ class LogJoint:
             return self._run(shaped, shapes=False), log_det
 
     def _plate_terms(self, z: Tensor) -> dict[str, Tensor]:
+        nesting = self.structure.max_plate_nesting
         evaluate, log_det = self._in_particle_plate(z)
-        return {_JACOBIAN: log_det} | {name: p.reshape(len(z), -1).sum(-1) for name, p in evaluate.log_probs.items()}
+        terms = {_JACOBIAN: log_det}
+        for name, log_prob in evaluate.log_probs.items():
+            if log_prob.dim() > nesting:
+                terms[name] = log_prob.reshape(len(z), -1).sum(-1)
+            else:  # the same for all particles
+                terms[name] = log_prob.sum().expand(len(z))
+        return terms
 
     # Which way
 
@@ -273,9 +280,7 @@ class LogJoint:
             with torch.random.fork_rng(), torch.no_grad():
                 torch.manual_seed(0)
                 self._indices = (
-                    dict(self._run(self.latents.constrain(probe[0])[0]).indices)
-                    if not self.structure.enumerated
-                    else {}
+                    dict(self._run(self.latents.constrain(probe[0])[0]).indices) if not self.structure.enumerated else {}
                 )
             if not self._indices:
                 return

@@ -86,11 +86,7 @@ def predictive(
             try:
                 model(*args, **call_kwargs)
             except Exception as error:
-                where = (
-                    "before its first sample site"
-                    if predict.last is None
-                    else f"at or after sample site {predict.last!r}"
-                )
+                where = "before its first sample site" if predict.last is None else f"at or after sample site {predict.last!r}"
                 raise ValueError(
                     f"the model raised {type(error).__name__} {where} while its data were drawn anew: {error}"
                 ) from error

@@ -50,21 +50,13 @@ class Rewrites(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.tensor and args and _holds_tensor(args[0]):
             return self._stacked(args[0], **kwargs)
-        if (
-            func is torch.Tensor.__setitem__
-            and _is_mask(args[1])
-            and not (isinstance(args[2], Tensor) and args[2].dim())
-        ):
+        if func is torch.Tensor.__setitem__ and _is_mask(args[1]) and not (isinstance(args[2], Tensor) and args[2].dim()):
             return args[0].masked_fill_(args[1], args[2])
         if func in _CHOLESKY and not args[1:] and not kwargs:
             factor, info = torch.linalg.cholesky_ex(args[0])
             return torch.where(info[..., None, None] == 0, factor, torch.full_like(factor, torch.nan))
         result = func(*args, **kwargs)
-        if (
-            (func in _FACTORIES or func in _METHOD_FACTORIES)
-            and result.is_floating_point()
-            and result.device == self.zero.device
-        ):
+        if (func in _FACTORIES or func in _METHOD_FACTORIES) and result.is_floating_point() and result.device == self.zero.device:
             return result + self.zero.to(result.dtype)
         return result
 

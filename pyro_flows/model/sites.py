@@ -23,9 +23,7 @@ def innermost(fn: Any) -> Any:
         >>> type(innermost(dist.Normal(torch.zeros(2), 1.0).to_event(1))).__name__
         'Normal'
     """
-    while hasattr(fn, "base_dist") and isinstance(
-        fn, (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
-    ):
+    while hasattr(fn, "base_dist") and isinstance(fn, (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)):
         fn = fn.base_dist
     return fn
 

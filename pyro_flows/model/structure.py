@@ -326,9 +326,7 @@ def check_latents(sites: Sequence[tuple[str, Site]], guide: str, *, allow_local:
         ValueError: the model has no continuous latent sites, so AutoFlow has nothing to approximate; use an empty guide
     """
     if not sites:
-        raise ValueError(
-            f"the model has no continuous latent sites, so {guide} has nothing to approximate; use an empty guide"
-        )
+        raise ValueError(f"the model has no continuous latent sites, so {guide} has nothing to approximate; use an empty guide")
     for name, site in sites:
         if site_support(site["fn"]).is_discrete:
             raise ValueError(

@@ -53,9 +53,7 @@ def tanh_root(coefficient: Tensor, target: Tensor) -> Tensor:
     coefficient, target = torch.broadcast_tensors(coefficient, target)
     with torch.no_grad():
         root = _newton(coefficient, target)
-    return attach_gradient(
-        lambda v: (v + coefficient * torch.tanh(v), 1.0 + coefficient * sech_squared(v)), target, root
-    )
+    return attach_gradient(lambda v: (v + coefficient * torch.tanh(v), 1.0 + coefficient * sech_squared(v)), target, root)
 
 
 def _newton(c: Tensor, target: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """Invertible transforms with tractable Jacobians: Pyro transforms, conditional transforms and modules at once."""
 
+from __future__ import annotations
+
 from .actnorm import ActNorm
 from .affine_tril import AffineTril
 from .autoregressive import Autoregressive

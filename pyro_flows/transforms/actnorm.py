@@ -50,9 +50,7 @@ class ActNorm(FlowTransform):
             ValueError: If the shape does not fit, or a variable is constant or not finite in the batch.
         """
         if x.dim() < 2 or x.shape[-1] != self.input_dim or x.shape[:-1].numel() < 2:
-            raise ValueError(
-                f"x must hold at least two points of shape (*, {self.input_dim}), got shape {tuple(x.shape)}"
-            )
+            raise ValueError(f"x must hold at least two points of shape (*, {self.input_dim}), got shape {tuple(x.shape)}")
         rows = x.reshape(-1, self.input_dim).to(self.bias)
         mean, scale = rows.mean(0), rows.std(0)
         usable = torch.isfinite(rows).all(0) & (scale > torch.finfo(rows.dtype).eps * mean.abs())

@@ -54,8 +54,7 @@ class ContextParameters(nn.Module):
         offsets = torch.split(self.network(context), list(self.sizes), dim=-1)
         batch = context.shape[:-1]
         return tuple(
-            value + offset.reshape(batch + shape)
-            for value, offset, shape in zip(values, offsets, self.shapes, strict=True)
+            value + offset.reshape(batch + shape) for value, offset, shape in zip(values, offsets, self.shapes, strict=True)
         )
 
     def extra_repr(self) -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from pyro.distributions import ConditionalTransform, TransformModule
@@ -67,7 +66,8 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
     keeps its own batch shape, which broadcasts against that of ``x``, and is ``None`` when ``context_dim`` is 0.
 
     The cache remembers one pass (x, y, log-det) by identity and version of the tensors and of every parameter and buffer, by
-    the gradient mode, by train and eval mode, and by the steps that optimisers took. In-place edits through ``.data`` leave versions unchanged and are not seen.
+    the gradient mode, by train and eval mode, and by the steps that optimisers took. In-place edits through ``.data`` leave
+    versions unchanged and are not seen.
 
     Args:
         input_dim: Number of variables D of the event ``(D,)``. At least 1.
@@ -77,6 +77,7 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
         ValueError: If ``input_dim`` or ``context_dim`` is not such a number.
 
     Example:
+        >>> import math
         >>> class Double(FlowTransform):
         ...     def forward_and_log_det(self, x, context=None):
         ...         return 2 * x, x.new_full(x.shape[:-1], self.input_dim * math.log(2.0))
@@ -210,6 +211,7 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
         return self._log_det_cached(x, y, None)
 
     def __getstate__(self) -> dict[str, Any]:
+        forget_pyro_links(self)
         state = self.__dict__.copy()
         state["_inv"] = None
         state["_cache"] = None
@@ -336,6 +338,16 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
                 f"{type(self).__name__}.{what}: {role} has dtype {tensor.dtype} and the parameters {parameter.dtype}; "
                 f"convert one, for example by transform.to({tensor.dtype})"
             )
+
+
+def forget_pyro_links(module: nn.Module) -> None:
+    """Drop the weak references that ``pyro.param`` leaves on parameters, which cannot be pickled; Pyro makes them anew.
+
+    Example:
+        >>> forget_pyro_links(nn.Linear(1, 1))
+    """
+    for parameter in module.parameters():
+        parameter.__dict__.pop("unconstrained", None)
 
 
 def _versions(x: Tensor, y: Tensor, context: Tensor | None) -> tuple[int, int, int]:
@@ -519,10 +531,13 @@ class Compose(FlowTransform):
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         total: Tensor | None = None
         for part in reversed(self.parts):  # type: ignore[call-overload]
-            y, log_det = part.inverse_and_log_det(y, context)
+            y, log_det = part.inverse_and_log_det(y, context)  # type: ignore[operator]
             total = log_det if total is None else total + log_det
         return y, total  # type: ignore[return-value]
 
     @property
     def sign(self) -> int | Tensor:
-        return math.prod(part.sign for part in self.parts)  # type: ignore[misc, return-value]
+        sign: int | Tensor = 1
+        for part in self.parts:
+            sign = sign * part.sign  # type: ignore[assignment, operator]
+        return sign

@@ -73,9 +73,7 @@ class Coupling(FlowTransform):
         self.constant = None if in_dim else torch.nn.Parameter(torch.zeros(out_dim))
 
     def extra_repr(self) -> str:
-        return (
-            f"passed={self.passed.tolist()}" if self.input_dim <= 16 else f"{len(self.passed)} of {self.input_dim} pass"
-        )
+        return f"passed={self.passed.tolist()}" if self.input_dim <= 16 else f"{len(self.passed)} of {self.input_dim} pass"
 
     def _params(self, passed: Tensor, context: Tensor | None) -> Params:
         if self.network is None:
@@ -90,16 +88,12 @@ class Coupling(FlowTransform):
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         passed = x.index_select(-1, self.passed)
-        mapped, log_det = self.univariate.forward_and_log_det(
-            x.index_select(-1, self.mapped), self._params(passed, context)
-        )
+        mapped, log_det = self.univariate.forward_and_log_det(x.index_select(-1, self.mapped), self._params(passed, context))
         return self._join(passed, mapped), log_det.expand(mapped.shape).sum(-1)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         passed = y.index_select(-1, self.passed)
-        mapped, log_det = self.univariate.inverse_and_log_det(
-            y.index_select(-1, self.mapped), self._params(passed, context)
-        )
+        mapped, log_det = self.univariate.inverse_and_log_det(y.index_select(-1, self.mapped), self._params(passed, context))
         return self._join(passed, mapped), log_det.expand(mapped.shape).sum(-1)
 
     def _join(self, passed: Tensor, mapped: Tensor) -> Tensor:

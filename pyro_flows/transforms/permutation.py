@@ -33,8 +33,7 @@ class Permutation(FlowTransform):
         order = torch.as_tensor(permutation).detach().clone()
         if order.dim() != 1 or sorted(order.tolist()) != list(range(order.numel())):
             raise ValueError(
-                f"permutation must hold each of 0 … {max(order.numel() - 1, 0)} once in one dimension, "
-                f"got {order.tolist()}"
+                f"permutation must hold each of 0 … {max(order.numel() - 1, 0)} once in one dimension, got {order.tolist()}"
             )
         super().__init__(order.numel())
         order = order.long()

@@ -50,9 +50,7 @@ def test_both_directions_agree_and_log_det_is_that_of_the_jacobian(name, c):
         context = None if contexts is None else contexts[i]
         y, log_det = transform.forward_and_log_det(x, context)
         back, inverse_log_det = transform.inverse_and_log_det(y, context)
-        jacobian = torch.autograd.functional.jacobian(
-            lambda v, context=context: transform.forward_and_log_det(v, context)[0], x
-        )
+        jacobian = torch.autograd.functional.jacobian(lambda v, context=context: transform.forward_and_log_det(v, context)[0], x)
         torch.testing.assert_close(log_det, torch.linalg.slogdet(jacobian)[1], atol=1e-8, rtol=1e-8)
         torch.testing.assert_close(back, x, atol=1e-8, rtol=1e-8)
         torch.testing.assert_close(inverse_log_det, -log_det, atol=1e-8, rtol=1e-8)

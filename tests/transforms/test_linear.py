@@ -57,9 +57,7 @@ def test_log_det_and_sign_are_those_of_the_jacobian(name):
 
 
 @pytest.mark.parametrize("name", CONDITIONAL)
-@pytest.mark.parametrize(
-    "x_batch, context_batch", [((5,), ()), ((5,), (5,)), ((2, 5), (5,)), ((5,), (2, 5)), ((), (5,))]
-)
+@pytest.mark.parametrize("x_batch, context_batch", [((5,), ()), ((5,), (5,)), ((2, 5), (5,)), ((5,), (2, 5)), ((), (5,))])
 def test_a_conditional_map_has_one_matrix_for_each_context(name, x_batch, context_batch):
     transform = randomised(CONDITIONAL[name], scale=0.2)
     x = torch.randn(*x_batch, D, dtype=torch.float64)
@@ -75,9 +73,7 @@ def test_a_conditional_map_has_one_matrix_for_each_context(name, x_batch, contex
     for i in range(len(rows)):
         single = transform.forward_and_log_det(rows[i], contexts[i])
         torch.testing.assert_close(y.reshape(-1, D)[i], single[0])
-        expected = torch.linalg.slogdet(
-            jacobian(lambda v, i=i: transform.forward_and_log_det(v, contexts[i])[0], rows[i])
-        )[1]
+        expected = torch.linalg.slogdet(jacobian(lambda v, i=i: transform.forward_and_log_det(v, contexts[i])[0], rows[i]))[1]
         torch.testing.assert_close(log_det.reshape(-1)[i], expected, atol=1e-10, rtol=0)
 
 

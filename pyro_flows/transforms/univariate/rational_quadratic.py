@@ -48,18 +48,14 @@ class RationalQuadraticSpline(UnivariateMap):
         tensor([-9.0000,  0.5000])
     """
 
-    def __init__(
-        self, num_bins: int = 8, bound: float = 5.0, *, min_bin: float = 1e-3, min_slope: float = 1e-3
-    ) -> None:
+    def __init__(self, num_bins: int = 8, bound: float = 5.0, *, min_bin: float = 1e-3, min_slope: float = 1e-3) -> None:
         super().__init__()
         if not isinstance(num_bins, int) or num_bins < 2:
             raise ValueError(f"num_bins must be an integer of at least 2, got {num_bins!r}")
         if not 0 < bound < math.inf:
             raise ValueError(f"bound must be positive and finite, got {bound}")
         if not (min_bin > 0 and num_bins * min_bin < 1):
-            raise ValueError(
-                f"min_bin must be positive and num_bins * min_bin below 1, got min_bin={min_bin}, num_bins={num_bins}"
-            )
+            raise ValueError(f"min_bin must be positive and num_bins * min_bin below 1, got min_bin={min_bin}, num_bins={num_bins}")
         if not 0 < min_slope < 1:
             raise ValueError(f"min_slope must lie between 0 and 1, got {min_slope}")
         self.num_bins, self.bound, self.min_bin, self.min_slope = num_bins, float(bound), min_bin, min_slope
