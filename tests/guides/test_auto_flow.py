@@ -63,9 +63,8 @@ ELBOS = {
     "Trace, vectorised": lambda: Trace_ELBO(num_particles=16, vectorize_particles=True, max_plate_nesting=1),
     "TraceGraph": lambda: TraceGraph_ELBO(),
     "JitTrace": lambda: JitTrace_ELBO(ignore_jit_warnings=True),
-    "TraceEnum": lambda: TraceEnum_ELBO(max_plate_nesting=1),
     "TraceMeanField": lambda: TraceMeanField_ELBO(),
-    "Renyi": lambda: RenyiELBO(num_particles=4),
+    "Renyi": lambda: RenyiELBO(num_particles=16, vectorize_particles=True, max_plate_nesting=1),
     "Path": lambda: PathELBO(num_particles=4),
     "Path, vectorised": lambda: PathELBO(num_particles=16, vectorize_particles=True, max_plate_nesting=1),
 }
