@@ -117,6 +117,8 @@ class InitToSupport:
         self.init_loc_fn = init_loc_fn
 
     def __call__(self, site: Site) -> Tensor:
+        if site["fn"].support.is_discrete:
+            return site["fn"].sample()  # an enumerated site has no start; any of its values serves
         try:
             return self.init_loc_fn(site)
         except NotImplementedError:
