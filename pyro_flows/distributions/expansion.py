@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -36,6 +35,21 @@ def check_expansion(distribution: Distribution, batch_shape: Sequence[int]) -> t
     return new
 
 
+def shallow_copy(distribution: D) -> D:
+    """A new object with the attributes of ``distribution``, as ``copy.copy`` makes it of one without ``__getstate__``.
+
+    Pyro may be in the middle of a step, which needs the links that ``__getstate__`` drops.
+
+    Example:
+        >>> normal = dist.Normal(torch.zeros(5), 1.0)
+        >>> shallow_copy(normal).loc is normal.loc
+        True
+    """
+    new = distribution.__class__.__new__(distribution.__class__)
+    new.__dict__.update(distribution.__dict__)
+    return new
+
+
 def expanded(distribution: D, batch_shape: Sequence[int]) -> D:
     """A copy of ``distribution`` with another batch shape, which shares parameters and buffers.
 
@@ -57,6 +71,6 @@ def expanded(distribution: D, batch_shape: Sequence[int]) -> D:
         (torch.Size([5]), True)
     """
     batch_shape = check_expansion(distribution, batch_shape)
-    new = copy.copy(distribution)
+    new = shallow_copy(distribution)
     new._batch_shape = batch_shape
     return new

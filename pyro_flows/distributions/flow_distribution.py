@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,9 +11,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from pyro_flows.solvers.mode import is_eager
-from pyro_flows.transforms.core import FlowTransform
+from pyro_flows.transforms.core import FlowTransform, forget_pyro_links
 
-from .expansion import check_expansion
+from .expansion import check_expansion, shallow_copy
 from .standard_normal import StandardNormal
 
 
@@ -102,7 +101,7 @@ class FlowDistribution(TorchDistribution, nn.Module):  # type: ignore[misc]
         self.base = base
 
     def _with(self, transform: FlowTransform, base: Distribution) -> FlowDistribution:
-        new = copy.copy(self)
+        new = shallow_copy(self)
         new._modules = {}
         new._set(transform, base)
         return new
@@ -116,6 +115,10 @@ class FlowDistribution(TorchDistribution, nn.Module):  # type: ignore[misc]
     def support(self) -> constraints.Constraint:
         """The codomain of the flow."""
         return self.transform.codomain
+
+    def __getstate__(self) -> dict[str, Any]:
+        forget_pyro_links(self)
+        return self.__dict__.copy()
 
     def extra_repr(self) -> str:
         return f"batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)}"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_flows.solvers.mode import is_eager
+from pyro_flows.transforms.core import forget_pyro_links
 
 from .expansion import expanded
 
@@ -88,6 +89,10 @@ class MixtureBase(TorchDistribution, nn.Module):  # type: ignore[misc]
     def scale(self) -> Tensor:
         """Standard deviations of the components, ``(K, D)``."""
         return self.log_scale.exp()
+
+    def __getstate__(self) -> dict[str, Any]:
+        forget_pyro_links(self)
+        return self.__dict__.copy()
 
     def extra_repr(self) -> str:
         return f"input_dim={self.event_shape[0]}, num_components={len(self.logits)}, batch_shape={tuple(self.batch_shape)}"

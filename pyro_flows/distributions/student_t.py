@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import Gamma, constraints
 
 from pyro_flows.solvers.mode import is_eager
+from pyro_flows.transforms.core import forget_pyro_links
 
 from .expansion import expanded
 
@@ -70,6 +71,10 @@ class StudentTBase(TorchDistribution, nn.Module):  # type: ignore[misc]
     def df(self) -> Tensor:
         """Degrees of freedom, ``(D,)``."""
         return _LOWEST + _RANGE * self.raw_df.sigmoid()
+
+    def __getstate__(self) -> dict[str, Any]:
+        forget_pyro_links(self)
+        return self.__dict__.copy()
 
     def extra_repr(self) -> str:
         return f"input_dim={self.event_shape[0]}, batch_shape={tuple(self.batch_shape)}"

@@ -13,6 +13,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 from torch.distributions import constraints
 
@@ -399,6 +400,27 @@ def test_copies_draw_the_same_and_are_independent(how, base):
     torch.testing.assert_close(new.log_prob(value), q.log_prob(value), rtol=0, atol=0)
     assert new.batch_shape == (2, 5) and new._validate_args is False
     assert not {id(p) for p in new.parameters()} & {id(p) for p in q.parameters()}
+
+
+@pytest.mark.parametrize("base", [None, StudentTBase, MixtureBase])
+def test_it_is_pickled_and_copied_after_pyro_has_trained_it(base):
+    q = FlowDistribution(Triangular(D), base and base(D))
+
+    def guide():
+        pyro.module("q", q)
+        pyro.sample("z", q)
+
+    def model():
+        pyro.sample("z", dist.Normal(torch.zeros(D), 1.0).to_event(1))
+
+    SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO()).step()
+    value = q.sample()
+    expected = q.log_prob(value)
+    for make in copies().values():
+        torch.testing.assert_close(make(q).log_prob(value), expected, rtol=0, atol=0)
+        assert make(q.base).batch_shape == q.base.batch_shape
+    SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO()).step()
+    assert not torch.equal(q.log_prob(value), expected)
 
 
 # Transformations of torch
