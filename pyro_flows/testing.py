@@ -253,6 +253,30 @@ def _gradients_are_right(case: Case) -> None:
 
 
 @_law(LAWS)
+def _score_is_that_of_the_density(case: Case) -> None:
+    if case.build().log_det_kind != "exact":
+        return
+    transform, context = case.build(), case.context(6)
+    x = case.inputs(6)
+    score = (-x).sin()
+    y, log_det, found = transform.forward_with_score(x, score, context)
+    expected = transform.forward_and_log_det(x, context)
+    _close(y, expected[0], case.tolerance(1e-9, 1e-3), "value beside the score")
+    _close(log_det, expected[1], case.tolerance(1e-9, 1e-3), "log-det beside the score")
+    _require(found.shape == y.shape, f"the score has shape {tuple(found.shape)}, expected {tuple(y.shape)}")
+    _require(not found.requires_grad, "the score must carry no gradient")
+    _require(y.requires_grad == expected[0].requires_grad, "the value beside the score lost its gradient")
+    at = y.detach().requires_grad_()
+    back, log_det_back = transform.inverse_and_log_det(at, context)
+    # cos has the gradient -sin, so this is a log-density whose score at x is the one that was given.
+    (truth,) = torch.autograd.grad(back.cos().sum() + log_det_back.sum(), at)
+    _close(found, truth, case.tolerance(1e-7, 1e-2), "score against autograd of the density")
+    far = 1e4 * torch.ones(2, case.input_dim, dtype=case.dtype)
+    finite = torch.isfinite(transform.forward_with_score(far, -far, case.context(2))[2]).all()
+    _require(bool(finite), "the score is not finite at inputs of 1e4")
+
+
+@_law(LAWS)
 def _rows_are_independent(case: Case) -> None:
     transform, context = case.build(), case.context()
     for name, method in _directions(transform):

@@ -160,7 +160,27 @@ class IgnoresContextBatch(Sound):
         return Sound.forward_and_log_det(self, x, context)
 
 
+class ScoreForgetsLogDet(Sound):
+    def forward_and_log_det(self, x, context=None):
+        y, log_det = Sound.forward_and_log_det(self, x, context)
+        return y + y**3, log_det + (1 + 3 * y**2).log().sum(-1)
+
+    def inverse_and_log_det(self, y, context=None):
+        x = torch.zeros_like(y)
+        for _ in range(60):
+            x = x - (x + x**3 - y) / (1 + 3 * x**2)
+        log_det = -(1 + 3 * x**2).log().sum(-1)
+        x, rest = Sound.inverse_and_log_det(self, x, context)
+        return x, log_det + rest
+
+    def forward_with_score(self, x, score, context=None):
+        y, log_det = self.forward_and_log_det(x, context)
+        slope = self.log_scale.exp() * (1 + 3 * (Sound.forward_and_log_det(self, x, context)[0]) ** 2)
+        return y, log_det, (score / slope).detach()
+
+
 BROKEN = [
+    (ScoreForgetsLogDet, "score_is_that_of_the_density", 0),
     (WrongSign, "log_dets_are_opposite", 0),
     (Float32Accumulator, "log_det_is_that_of_autograd", 0),
     (WrongLogDet, "log_det_is_that_of_autograd", 0),

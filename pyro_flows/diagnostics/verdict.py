@@ -23,6 +23,8 @@ ESS_FRACTION_FOR_ANY_MEAN = 1 / (1 + TOLERANCE**2)
 ESS_FRACTION_FOR_CHECKED_DRAWS = 0.5
 #: Below this spread of the log-weights, in nats, their tail is noise and the Pareto fit to it means nothing.
 NEARLY_CONSTANT_SD = 0.05
+#: Leaving out this share of the posterior moves a mean by TOLERANCE sd at most.
+MISSING_MASS = TOLERANCE**2 / (1 + TOLERANCE**2)
 #: A reweighted mean has a standard error of 1 / sqrt(ESS) sd, which is to be within TOLERANCE.
 MIN_ESS = 1 / TOLERANCE**2
 #: Leaving out a share e of the draws moves a mean by sqrt(e / (1 - e)) sd at most: here 0.03.
@@ -44,7 +46,8 @@ class Diagnosis:
     Args:
         verdict: ``"good"``, ``"reweight"`` or ``"poor"``.
         khat: Tail shape :math:`\hat k` of the weights; minus infinity if they are constant.
-        khat_threshold: What it has to stay below for the weights to be reliable.
+        khat_threshold: What it has to stay below for the weights to be reliable whatever the rest says.
+        missing_mass: Share of the posterior that the tail of the weights puts where no draw came.
         ess: Effective number of draws after reweighting.
         ess_fraction: The same as a share of the draws.
         log_weight_sd: Standard deviation of the finite log-weights, nats.
@@ -69,6 +72,7 @@ class Diagnosis:
     verdict: Verdict
     khat: float
     khat_threshold: float
+    missing_mass: float
     ess: float
     ess_fraction: float
     log_weight_sd: float
@@ -87,6 +91,7 @@ class Diagnosis:
         rows = [
             ("verdict", self.verdict),
             ("k-hat", f"{_khat_text(self.khat)}, reliable below {self.khat_threshold:.2f}"),
+            ("posterior not reached", f"{self.missing_mass:.2%}"),
             ("effective draws", f"{self.ess:,.0f} of {self.num_draws:,} ({self.ess_fraction:.1%})"),
             ("sd of log-weights", f"{self.log_weight_sd:.3g} nats"),
             ("ELBO", f"{self.elbo:.3f} ± {self.elbo_mcse:.2g} nats"),
@@ -123,9 +128,11 @@ def diagnose(
 ) -> Diagnosis:
     r"""Judge draws of a guide from their log-densities.
 
-    No figure decides alone. The weights :math:`w = p/q` are reliable if :math:`\hat k` is below its threshold and the
-    effective draws are at least 100, so that a reweighted mean is known to 0.1 sd; or if they are nearly constant (sd
-    of the log-weights below 0.05 nats), where :math:`\hat k` is a fit to noise. Given reliable weights, the raw draws
+    No figure decides alone. The weights :math:`w = p/q` are reliable if the effective draws are at least 100, so that a
+    reweighted mean is known to 0.1 sd, and their tail is light: :math:`\hat k` is below its threshold, or the share of the
+    posterior that the tail puts beyond all draws is below 1 % although :math:`\hat k` is not, so that no mean can be off by more
+    than 0.1 sd for it; or if they are nearly constant (sd of the log-weights below 0.05 nats), where :math:`\hat k` is a fit
+    to noise. Given reliable weights, the raw draws
     are good
 
     - if the effective share is at least 0.99: by Cauchy-Schwarz no mean can be off by more than
@@ -166,17 +173,18 @@ def diagnose(
     sd = float(finite.std()) if len(finite) > 1 else math.nan
     bound, evidence = elbo(log_weights), log_evidence(log_weights)
     shift = None
-    khat, threshold = math.inf, math.nan
+    khat, threshold, missing = math.inf, math.nan, 1.0
     if num_nonfinite > TRIVIAL_SHARE * num_draws or len(finite) == 0:
         verdict, advice = _no_density(log_q, num_nonfinite, num_draws)
     if len(finite) > 0:
         smoothed = psis(log_weights)
-        khat, threshold = smoothed.khat, smoothed.threshold
+        khat, threshold, missing = smoothed.khat, smoothed.threshold, smoothed.missing_mass
         if draws is not None:
             shift = worst_shift(draws, smoothed.log_weights)
         if num_nonfinite <= TRIVIAL_SHARE * num_draws:
             constant = sd < NEARLY_CONSTANT_SD and ess >= ESS_FRACTION_FOR_ANY_MEAN * num_draws
-            verdict, advice = _judge(constant, khat < threshold, ess, ess / num_draws, shift)
+            light = khat < threshold or missing < MISSING_MASS
+            verdict, advice = _judge(constant, light, ess, ess / num_draws, shift)
             if start_elbos is not None:
                 verdict, advice = _judge_starts(verdict, advice, start_elbos, best_start, evidence)
     if verdict != "good" and stop_reason in ("max_steps", "max_time", "interrupted"):
@@ -185,6 +193,7 @@ def diagnose(
         verdict=verdict,
         khat=khat,
         khat_threshold=threshold,
+        missing_mass=missing,
         ess=ess,
         ess_fraction=ess / num_draws,
         log_weight_sd=sd,

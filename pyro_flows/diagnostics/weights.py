@@ -87,8 +87,10 @@ class Psis:
 
     Args:
         khat: Shape :math:`\hat k` of the tail of the weights.
-        threshold: Above it the weights cannot be relied on: :math:`\min(1 - 1/\log_{10} S, 0.7)`.
+        threshold: Above it the weights alone cannot be relied on: :math:`\min(1 - 1/\log_{10} S, 0.7)`.
         log_weights: Smoothed log-weights that sum to one, ``(S,)``.
+        missing_mass: Share of the target that the tail fit expects beyond the largest weight, where no draw came, with
+            :math:`\hat k` one standard error up; 1 where that reaches 1 and the tail has no mean.
 
     Example:
         >>> psis(torch.zeros(100)).threshold
@@ -98,6 +100,7 @@ class Psis:
     khat: float
     threshold: float
     log_weights: Tensor
+    missing_mass: float
 
 
 def psis(log_weights: Tensor) -> Psis:
@@ -120,7 +123,33 @@ def psis(log_weights: Tensor) -> Psis:
     smoothed, khat = psislw(values.numpy())
     size = len(values)
     threshold = min(1 - 1 / math.log10(size), 0.7) if size > 10 else 0.0
-    return Psis(khat, threshold, torch.from_numpy(smoothed))
+    log_smoothed = torch.from_numpy(smoothed)
+    return Psis(khat, threshold, log_smoothed, _missing_mass(log_smoothed, khat))
+
+
+def _missing_mass(log_smoothed: Tensor, khat: float) -> float:
+    r"""Mass of a generalised Pareto tail beyond the quantile of the largest weight.
+
+    The smoothed tail holds the quantiles :math:`u + \frac{\sigma}{k} (p^{-k} - 1)` at upper tail probabilities :math:`p`, from two
+    of which threshold :math:`u` and scale :math:`\sigma` follow. Of the :math:`M` draws of the tail, the largest stands at
+    :math:`p = 1/M`, and the mass of what lies beyond is the integral of the quantile function from 0 to there.
+    """
+    size = len(log_smoothed)
+    count = math.ceil(min(size / 5, 3 * math.sqrt(size)))
+    k = khat + (1 + khat) / math.sqrt(count)  # the standard error of the shape
+    if khat == -math.inf or k <= 0:
+        return 0.0
+    if not k < 1 or count < 10:
+        return 1.0
+    khat = khat if abs(khat) > 1e-6 else 1e-6  # the limit at 0 exists and is not written out
+    tail = (log_smoothed + math.log(size)).sort().values[-count:].exp()
+    low, high = count // 10, 8 * count // 10  # the upper end is cut at the largest raw weight
+    power = (1 - (torch.tensor([low, high], dtype=torch.float64, device="cpu") + 0.5) / count) ** -khat
+    ratio = float((tail[high] - tail[low]) / (power[1] - power[0]))  # sigma / k at k-hat
+    threshold = float(tail[low]) - ratio * (float(power[0]) - 1)
+    ratio *= khat / k
+    beyond = ((threshold - ratio) / count + ratio * count ** (k - 1) / (1 - k)) * count / size
+    return min(max(beyond - float(tail[-1]) / size, 0.0), 1.0)
 
 
 def psis_resample(log_weights: Tensor, num_samples: int, generator: torch.Generator | None = None) -> Tensor:

@@ -187,6 +187,28 @@ class FlowDistribution(TorchDistribution, nn.Module):  # type: ignore[misc]
         value, log_det = self.transform._forward_cached(noise, None)
         return self._checked(value, noise), log_base - log_det
 
+    def rsample_with_score(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor, Tensor]:
+        r"""Draws with gradient, their log-density, and its score :math:`\nabla_y \log q(y)` without an inverse pass if it can be.
+
+        Returns:
+            Draws ``(*sample_shape, *batch_shape, *event_shape)``, log-density ``(*sample_shape, *batch_shape)``, and the score,
+            of the shape of the draws and without gradient.
+
+        Raises:
+            ValueError: If the flow is conditional and has no context.
+        """
+        self._ready()
+        if isinstance(self.base, FlowDistribution):
+            noise, log_base, score = self.base.rsample_with_score(sample_shape)
+        else:
+            noise = self.base.rsample(torch.Size(sample_shape))
+            log_base = self.base.log_prob(noise)
+            with torch.enable_grad():
+                at = noise.detach().requires_grad_()
+                (score,) = torch.autograd.grad(self.base.log_prob(at).sum(), at)
+        value, log_det, score = self.transform.forward_with_score(noise, score)
+        return self._checked(value, noise), log_base - log_det, score
+
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density ``(*)`` of ``value`` ``(*, *event_shape)``, in one inverse pass; in none for a value just drawn.
 

@@ -33,7 +33,7 @@ def real_nvp(input_dim: int, context_dim: int = 0, *, num_layers: int = 8, hidde
         [1.0, 1.0, 1.0]
     """
     layers = [
-        Coupling(input_dim, Affine(), context_dim, hidden_dims=hidden_dims, mask=mask)
+        Coupling(input_dim, Affine(log_scale_bound=6.0), context_dim, hidden_dims=hidden_dims, mask=mask)
         for mask in coupling_masks(input_dim, num_layers)
     ]
     return Compose([*layers, Elementwise(input_dim, Affine(log_scale_bound=10.0), context_dim, hidden_dims=hidden_dims)])

@@ -147,6 +147,38 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
         """
         raise TypeError(f"{type(self).__name__} does not define inverse_and_log_det(y, context=None); every transform must")
 
+    def forward_with_score(self, x: Tensor, score: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        r"""The transform of draws together with the score of their density.
+
+        For :math:`x \sim p_X` the score :math:`\nabla_y \log p_Y(y) = J^{-\top} (\nabla_x \log p_X(x) - \nabla_x \log|\det J|)`
+        with :math:`J = \partial y/\partial x` is what a path gradient needs. By default it takes an inverse pass; transforms whose
+        Jacobian is easy to solve have it from the forward pass.
+
+        Args:
+            x: Input, ``(*, D)``, with the batch shape of the context included.
+            score: Gradient of the log-density of ``x``, ``(*, D)``.
+            context: Context, ``(*, context_dim)``.
+
+        Returns:
+            :math:`y` of shape ``(*, D)`` and :math:`\log|\det \partial y/\partial x|` of shape ``(*)``, with their graph, and the
+            score at :math:`y`, ``(*, D)``, without.
+
+        Raises:
+            ValueError: As :meth:`forward_and_log_det`.
+
+        References:
+            Vaitl, Winkler, Richter, Kessel (2024), *Fast and unified path gradient estimators for normalizing flows*,
+            https://arxiv.org/abs/2403.15881
+        """
+        y, log_det = self.forward_and_log_det(x, context)
+        with torch.enable_grad():
+            at = y.detach().requires_grad_()
+            back, log_det_back = self.inverse_and_log_det(at, context)
+            outputs = [(back, score.detach().expand(y.shape)), (log_det_back, torch.ones_like(log_det_back))]
+            outputs = [(output, weight) for output, weight in outputs if output.requires_grad]
+            (new_score,) = torch.autograd.grad([out for out, _ in outputs], at, [weight for _, weight in outputs])
+        return y, log_det, new_score
+
     # Pyro's and torch's interface
 
     @property
@@ -452,6 +484,9 @@ class Conditioned(FlowTransform):
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self.transform.inverse_and_log_det(y, self.context)
 
+    def forward_with_score(self, x: Tensor, score: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        return self.transform.forward_with_score(x, score, self.context)
+
     @property
     def sign(self) -> int | Tensor:
         return self.transform.sign
@@ -534,6 +569,13 @@ class Compose(FlowTransform):
             y, log_det = part.inverse_and_log_det(y, context)  # type: ignore[operator]
             total = log_det if total is None else total + log_det
         return y, total  # type: ignore[return-value]
+
+    def forward_with_score(self, x: Tensor, score: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        total: Tensor | None = None
+        for part in self.parts:
+            x, log_det, score = part.forward_with_score(x, score, context)  # type: ignore[operator]
+            total = log_det if total is None else total + log_det
+        return x, total, score  # type: ignore[return-value]
 
     @property
     def sign(self) -> int | Tensor:

@@ -96,5 +96,29 @@ class Coupling(FlowTransform):
         mapped, log_det = self.univariate.inverse_and_log_det(y.index_select(-1, self.mapped), self._params(passed, context))
         return self._join(passed, mapped), log_det.expand(mapped.shape).sum(-1)
 
+    def forward_with_score(self, x: Tensor, score: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        # The Jacobian is block triangular with a diagonal block, so its transpose is solved by one vector-Jacobian product.
+        x, context = self._check(x, context, "forward_with_score")
+        score = score.detach().expand(x.shape)
+        with torch.enable_grad():
+            x = x if x.requires_grad else x.detach().requires_grad_()
+            passed, entering = x.index_select(-1, self.passed), x.index_select(-1, self.mapped)
+            mapped, log_dets = self.univariate.forward_and_log_det(entering, self._params(passed, context))
+            log_dets = log_dets.expand(mapped.shape)
+            mapped_score = score.index_select(-1, self.mapped) - _gradient([log_dets], entering, [torch.ones_like(log_dets)])
+            mapped_score = mapped_score * (-log_dets.detach()).exp()
+            pulled = _gradient([mapped, log_dets], passed, [mapped_score, torch.ones_like(log_dets)])
+        new_score = self._join(score.index_select(-1, self.passed) - pulled, mapped_score)
+        return self._join(passed, mapped), log_dets.sum(-1), new_score
+
     def _join(self, passed: Tensor, mapped: Tensor) -> Tensor:
         return torch.cat([passed, mapped], -1).index_select(-1, self.restore)
+
+
+def _gradient(outputs: list[Tensor], at: Tensor, weights: list[Tensor]) -> Tensor:
+    """Gradient of the weighted sum of the outputs, zero where they do not depend on ``at``; keeps the graph."""
+    kept = [(output, weight) for output, weight in zip(outputs, weights, strict=True) if output.requires_grad]
+    if not kept:
+        return torch.zeros_like(at)
+    (gradient,) = torch.autograd.grad([o for o, _ in kept], at, [w for _, w in kept], retain_graph=True, allow_unused=True)
+    return torch.zeros_like(at) if gradient is None else gradient

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .core import FlowTransform
+from .triangular import triangular_solve
 
 
 class LowerCholeskyAffine(FlowTransform):
@@ -68,5 +69,5 @@ class LowerCholeskyAffine(FlowTransform):
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         log_det = -self.scale_tril.diagonal().log().sum()
-        x = torch.linalg.solve_triangular(self.scale_tril, (y - self.loc).unsqueeze(-1), upper=False).squeeze(-1)
+        x = triangular_solve(self.scale_tril, y - self.loc, upper=False)
         return x, log_det.expand(y.shape[:-1])

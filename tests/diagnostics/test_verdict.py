@@ -134,6 +134,28 @@ def test_few_draws_of_an_exact_guide_are_good():
     assert judged(normal(), normal(), size=20).verdict == "good"
 
 
+def test_a_heavy_tail_that_holds_next_to_nothing_is_no_reason_against_the_draws():
+    # one draw in 50 comes from a part of the posterior that the guide covers ever less: k is 0.8 there, but little lies beyond
+    torch.manual_seed(0)
+    x = torch.randn(SIZE, 3, dtype=torch.float64)
+    log_w = 0.05 * torch.randn(SIZE, dtype=torch.float64)
+    log_w[: SIZE // 50] = -0.8 * torch.rand(SIZE // 50, dtype=torch.float64).log() - 1.6
+    result = diagnose(log_w, torch.zeros(SIZE), draws=x)
+    assert result.khat > result.khat_threshold
+    assert result.missing_mass < 0.01
+    assert result.verdict == "good"
+
+
+def test_good_is_never_said_of_a_guide_whose_tails_are_cut():
+    # a normal guide for Student-t and for wider normal posteriors of 1 and 10 dimensions: sds 11 to 60 % too small, 160 fits
+    targets = [torch.distributions.StudentT(torch.tensor(df, dtype=torch.float64)) for df in (2.0, 3.0, 5.0, 8.0)]
+    targets += [normal(0.0, sd) for sd in (1.13, 1.3, 1.6, 2.0)]
+    for target in targets:
+        for seed in range(10):
+            for dim in (1, 10):
+                assert judged(target, normal(), dim=dim, seed=seed).verdict != "good", (target, seed, dim)
+
+
 def test_a_heavy_tail_is_poor_however_many_draws_are_effective():
     # Student-t posterior with 2 degrees of freedom under a normal guide: the weights have no variance
     result = judged(torch.distributions.StudentT(torch.tensor(2.0, dtype=torch.float64)), normal(), seed=1)

@@ -10,7 +10,7 @@ Params = tuple[Tensor, ...]
 
 
 class UnivariateMap(nn.Module):
-    r"""A monotone map :math:`y = u(x; p)` of one variable with raw parameters :math:`p`, identity at :math:`p = 0`.
+    r"""An increasing map :math:`y = u(x; p)` of one variable with raw parameters :math:`p`, identity at :math:`p = 0`.
 
     A subclass sets ``param_shapes`` and writes :meth:`forward_and_log_det` and :meth:`inverse_and_log_det`. All is
     elementwise: for ``x`` of shape ``(*)``, the i-th parameter has shape ``(*, *param_shapes[i])``. Where one
