@@ -13,6 +13,7 @@ from torch import Tensor
 from .data import EightSchools, eight_schools
 
 if TYPE_CHECKING:
+    from .diagnostics import Diagnosis
     from .infer import Fit
 
 __all__ = ["centred", "non_centred", "run_demo"]
@@ -70,6 +71,7 @@ def run_demo(out: Path, *, seed: int = 0, quick: bool = False, progress: bool = 
         settings["max_steps"] = QUICK_STEPS
 
     fits: dict[str, Fit] = {}
+    diagnoses: dict[str, Diagnosis] = {}
     files = []
     for title, model, name in (
         ("Eight schools, non-centred", non_centred, "posterior.nc"),
@@ -79,26 +81,32 @@ def run_demo(out: Path, *, seed: int = 0, quick: bool = False, progress: bool = 
         start = time.perf_counter()
         fits[title] = fit(model, study.y, study.sigma, **settings)
         print(f"fitted in {time.perf_counter() - start:.1f} s\n")
-        files.append(_report(fits[title], study, out / name))
+        diagnoses[title] = fits[title].diagnose()
+        files.append(_report(fits[title], diagnoses[title], study, out / name))
 
     print("\nA Gaussian guide on the centred form, for comparison\n" + "=" * 52)
     gaussian = fit(centred, study.y, study.sigma, guide="affine", **settings)
-    print(gaussian.diagnose())
+    diagnoses["Gaussian"] = gaussian.diagnose()
+    print(diagnoses["Gaussian"])
 
-    panels = {"Gaussian guide": gaussian, "flow guide": fits["Eight schools, centred"]}
+    flow = "Eight schools, centred"
+    panels = {
+        f"Gaussian guide: verdict {diagnoses['Gaussian'].verdict}": gaussian,
+        f"flow guide: verdict {diagnoses[flow].verdict}": fits[flow],
+    }
     files.append(_picture(panels, fits["Eight schools, non-centred"], out / "posterior.png", seed))
     print("\nwrote " + "\n      ".join(str(path) for path in files))
     return files
 
 
-def _report(fit: Fit, study: EightSchools, path: Path) -> Path:
+def _report(fit: Fit, diagnosis: Diagnosis, study: EightSchools, path: Path) -> Path:
     """Print the summary and the diagnosis of a fit, and write its posterior to the path."""
     from .diagnostics import summary, to_netcdf
 
     posterior = fit.to_arviz(resample="psis", coords={"school": list(study.school)})
     print(summary(posterior, var_names=["mu", "tau", "theta"]))
     print()
-    print(fit.diagnose())
+    print(diagnosis)
     return to_netcdf(posterior, path)
 
 

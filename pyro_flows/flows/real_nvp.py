@@ -13,7 +13,14 @@ from .registry import register
 
 
 @register("real_nvp", cheap="both", inverse="closed", paper="https://arxiv.org/abs/1605.08803")
-def real_nvp(input_dim: int, context_dim: int = 0, *, num_layers: int = 8, hidden_dims: Sequence[int] = (64, 64)) -> Compose:
+def real_nvp(
+    input_dim: int,
+    context_dim: int = 0,
+    *,
+    num_layers: int = 8,
+    hidden_dims: Sequence[int] = (64, 64),
+    log_scale_bound: float = 3.0,
+) -> Compose:
     """RealNVP: affine couplings with a bounded log-scale, then one elementwise affine map.
 
     References:
@@ -24,6 +31,8 @@ def real_nvp(input_dim: int, context_dim: int = 0, *, num_layers: int = 8, hidde
         context_dim: Size of the context; 0 for none.
         num_layers: Number of couplings.
         hidden_dims: Hidden layers of each conditioner.
+        log_scale_bound: Bound on the absolute log-scale of each coupling. A wide one follows narrow funnels, and costs
+            digits of the round trip far out.
 
     Raises:
         ValueError: If an argument is not as described.
@@ -33,7 +42,7 @@ def real_nvp(input_dim: int, context_dim: int = 0, *, num_layers: int = 8, hidde
         [1.0, 1.0, 1.0]
     """
     layers = [
-        Coupling(input_dim, Affine(log_scale_bound=6.0), context_dim, hidden_dims=hidden_dims, mask=mask)
+        Coupling(input_dim, Affine(log_scale_bound), context_dim, hidden_dims=hidden_dims, mask=mask)
         for mask in coupling_masks(input_dim, num_layers)
     ]
     return Compose([*layers, Elementwise(input_dim, Affine(log_scale_bound=10.0), context_dim, hidden_dims=hidden_dims)])

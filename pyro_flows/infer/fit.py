@@ -166,7 +166,7 @@ def _default_flow(input_dim: int, context_dim: int = 0) -> Compose:
     if input_dim == 1:
         return nsf_coupling(input_dim, context_dim, num_layers=3)
     width = 32 if input_dim <= 20 else 64
-    return real_nvp(input_dim, context_dim, num_layers=8, hidden_dims=(width, width))
+    return real_nvp(input_dim, context_dim, num_layers=8, hidden_dims=(width, width), log_scale_bound=6.0)
 
 
 def _start(
