@@ -50,8 +50,8 @@ class Schedule:
     patience: int = 5
     min_steps: int = 200
     decay: float = 0.7
-    exact_sd: float = 0.05
-    exact_decay: float = 0.25
+    exact_sd: float = 0.1
+    exact_decay: float = 0.5
     growth: int = 4
     alpha: float = 0.5
 

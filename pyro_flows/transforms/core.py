@@ -364,12 +364,23 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
             self._check_dtype(context, "context", what)
 
     def _check_dtype(self, tensor: Tensor, role: str, what: str) -> None:
-        parameter = next(self.parameters(), None)
+        parameter = _first_parameter(self)
         if parameter is not None and parameter.dtype != tensor.dtype:
             raise ValueError(
                 f"{type(self).__name__}.{what}: {role} has dtype {tensor.dtype} and the parameters {parameter.dtype}; "
                 f"convert one, for example by transform.to({tensor.dtype})"
             )
+
+
+def _first_parameter(module: nn.Module) -> nn.Parameter | None:
+    # As next(module.parameters(), None), which takes many times longer; every pass of every layer asks.
+    for parameter in module._parameters.values():
+        if parameter is not None:
+            return parameter
+    for child in module._modules.values():
+        if child is not None and (parameter := _first_parameter(child)) is not None:
+            return parameter
+    return None
 
 
 def forget_pyro_links(module: nn.Module) -> None:

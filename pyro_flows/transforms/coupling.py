@@ -105,9 +105,12 @@ class Coupling(FlowTransform):
             passed, entering = x.index_select(-1, self.passed), x.index_select(-1, self.mapped)
             mapped, log_dets = self.univariate.forward_and_log_det(entering, self._params(passed, context))
             log_dets = log_dets.expand(mapped.shape)
-            mapped_score = score.index_select(-1, self.mapped) - _gradient([log_dets], entering, [torch.ones_like(log_dets)])
+            ones = torch.ones_like(log_dets)
+            mapped_score = score.index_select(-1, self.mapped)
+            if not self.univariate.affine:
+                mapped_score = mapped_score - _gradient([log_dets], entering, [ones])
             mapped_score = mapped_score * (-log_dets.detach()).exp()
-            pulled = _gradient([mapped, log_dets], passed, [mapped_score, torch.ones_like(log_dets)])
+            pulled = _gradient([mapped, log_dets], passed, [mapped_score, ones])
         new_score = self._join(score.index_select(-1, self.passed) - pulled, mapped_score)
         return self._join(passed, mapped), log_dets.sum(-1), new_score
 

@@ -32,6 +32,7 @@ class Affine(UnivariateMap):
     """
 
     param_shapes = ((), ())  # shift t, raw log-scale a
+    affine = True
 
     def __init__(self, log_scale_bound: float = 3.0) -> None:
         super().__init__()

@@ -14,7 +14,8 @@ class UnivariateMap(nn.Module):
 
     A subclass sets ``param_shapes`` and writes :meth:`forward_and_log_det` and :meth:`inverse_and_log_det`. All is
     elementwise: for ``x`` of shape ``(*)``, the i-th parameter has shape ``(*, *param_shapes[i])``. Where one
-    set of parameters serves many points, it lacks leading dimensions of ``x``; so may then the log-determinant.
+    set of parameters serves many points, it lacks leading dimensions of ``x``; so may then the log-determinant. A map whose
+    log-determinant does not depend on ``x`` may set ``affine``, which spares others its derivative.
 
     Example:
         >>> from pyro_flows.transforms.univariate import Affine
@@ -23,6 +24,7 @@ class UnivariateMap(nn.Module):
     """
 
     param_shapes: tuple[tuple[int, ...], ...] = ()
+    affine: bool = False
 
     @property
     def param_count(self) -> int:

@@ -19,6 +19,7 @@ class Shift(UnivariateMap):
     """
 
     param_shapes = ((),)
+    affine = True
 
     def forward_and_log_det(self, x: Tensor, params: Params) -> tuple[Tensor, Tensor]:
         y = x + params[0]
