@@ -210,7 +210,7 @@ def train(
                     best_loss, best_state = level, copy.deepcopy(modules.state_dict())
                 ended = stop.update(done.losses)
                 sds = sorted(done.log_weight_sds[-schedule.window :])
-                exact = sds[len(sds) // 2] < schedule.exact_sd and step >= schedule.min_steps
+                exact = sds[len(sds) // 2] < schedule.exact_sd and step + 1 >= schedule.min_steps
                 if decay_from is None and (ended or exact):
                     share = schedule.exact_decay if exact else schedule.decay
                     decay_from, decay_steps = step + 1, max(schedule.min_steps // 2, int(share * (step + 1)))
