@@ -89,8 +89,8 @@ class Psis:
         khat: Shape :math:`\hat k` of the tail of the weights.
         threshold: Above it the weights alone cannot be relied on: :math:`\min(1 - 1/\log_{10} S, 0.7)`.
         log_weights: Smoothed log-weights that sum to one, ``(S,)``.
-        missing_mass: Share of the target that the tail fit expects beyond the largest weight, where no draw came, with
-            :math:`\hat k` one standard error up; 1 where that reaches 1 and the tail has no mean.
+        missing_mass: Share of the target that the tail fit expects beyond the largest weight, where no draw came; 1 where
+            :math:`\hat k` is 1 or more and the tail has no mean.
 
     Example:
         >>> psis(torch.zeros(100)).threshold
@@ -136,19 +136,16 @@ def _missing_mass(log_smoothed: Tensor, khat: float) -> float:
     """
     size = len(log_smoothed)
     count = math.ceil(min(size / 5, 3 * math.sqrt(size)))
-    k = khat + (1 + khat) / math.sqrt(count)  # the standard error of the shape
-    if khat == -math.inf or k <= 0:
+    if khat < 1e-6:
         return 0.0
-    if not k < 1 or count < 10:
+    if not khat < 1 or count < 10:
         return 1.0
-    khat = khat if abs(khat) > 1e-6 else 1e-6  # the limit at 0 exists and is not written out
     tail = (log_smoothed + math.log(size)).sort().values[-count:].exp()
     low, high = count // 10, 8 * count // 10  # the upper end is cut at the largest raw weight
     power = (1 - (torch.tensor([low, high], dtype=torch.float64, device="cpu") + 0.5) / count) ** -khat
     ratio = float((tail[high] - tail[low]) / (power[1] - power[0]))  # sigma / k at k-hat
     threshold = float(tail[low]) - ratio * (float(power[0]) - 1)
-    ratio *= khat / k
-    beyond = ((threshold - ratio) / count + ratio * count ** (k - 1) / (1 - k)) * count / size
+    beyond = ((threshold - ratio) / count + ratio * count ** (khat - 1) / (1 - khat)) * count / size
     return min(max(beyond - float(tail[-1]) / size, 0.0), 1.0)
 
 

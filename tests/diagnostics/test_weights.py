@@ -226,16 +226,15 @@ def test_resampling_mixes_the_order_and_repeats_with_the_seed():
 
 @pytest.mark.parametrize("shape", [0.3, 0.6, 0.8])
 def test_missing_mass_is_that_of_the_tail_beyond_the_draws(shape):
-    # Weights with exact Pareto tail p^-k: of a mean of 1 / (1 - k), S^(k - 1) of it lies beyond the quantile 1 / S. The estimate
-    # takes k one standard error up, so its median over seeds is above the truth, within a factor of ten.
+    # Weights with exact Pareto tail p^-k: of a mean of 1 / (1 - k), S^(k - 1) of it lies beyond the quantile 1 / S. Of that the
+    # top smoothed weight, which counts as reached, holds (1 - k) 2^k. The median over 20 seeds is within a factor of three.
     size, found = 10_000, []
     for seed in range(20):
         torch.manual_seed(seed)
         found.append(psis(-shape * torch.rand(size, dtype=torch.float64).log()).missing_mass)
     truth = size ** (shape - 1)
-    # The top smoothed weight, which counts as reached, holds (1 - k) 2^k of that.
     truth *= 1 - (1 - shape) * 2**shape
-    assert truth * 0.7 < float(torch.tensor(found).median()) < truth * 10
+    assert truth / 3 < float(torch.tensor(found).median()) < truth * 3
 
 
 def test_missing_mass_is_nothing_without_a_tail_and_all_where_it_has_no_mean():
