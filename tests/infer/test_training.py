@@ -195,3 +195,19 @@ def test_a_fixed_seed_gives_the_same_losses():
         torch.manual_seed(3)
         losses.append(run(FlowDistribution(flows.real_nvp(2)), gaussian(1.0), max_steps=20).losses)
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("base", [None, StudentTBase, MixtureBase])
+@pytest.mark.parametrize("flow", flows.names())
+def test_a_step_makes_no_tensor_on_the_default_device(flow, base):
+    q = FlowDistribution(flows.get(flow)(3), base and base(3))
+    optimizer = torch.optim.Adam(q.parameters(), fused=True)
+    for parameter in q.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()  # its state is made as the optimiser's own default says
+    with torch.device("meta"):
+        loss, sd, z = _step(q, gaussian(), optimizer, 8, 0.5)
+        optimizer.step()
+    assert z.device.type == "cpu"
+    assert math.isfinite(loss) and math.isfinite(sd)
+    assert all(p.device.type == "cpu" and bool(torch.isfinite(p).all()) for p in q.parameters())

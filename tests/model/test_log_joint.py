@@ -630,3 +630,26 @@ def test_predictive_of_pyro_and_constrained_agree() -> None:
     given = {site.name: values[site.name] for site in joint.structure.sites}
     theirs = Predictive(schools_in_a_plate, posterior_samples=given, return_sites=["theta"])()["theta"]
     torch.testing.assert_close(values["theta"], theirs.reshape(4, 8))
+
+
+@pytest.mark.parametrize("path", ["vmap", "plate", "loop"])
+def test_no_tensor_is_made_on_the_default_device(path):
+    # every constant of this model is a tensor: Pyro itself makes numbers into tensors on the default device
+    zero, one, five = torch.zeros(()), torch.ones(()), torch.full((), 5.0)
+    effects, errors = d(EFFECTS), d(ERRORS)
+
+    def model():
+        mu = pyro.sample("mu", dist.Normal(zero, five))
+        tau = pyro.sample("tau", dist.LogNormal(zero, one))
+        with pyro.plate("school", 8):
+            theta = pyro.sample("theta", dist.Normal(mu, tau))
+            pyro.sample("y", dist.Normal(theta, errors), obs=effects)
+
+    joint = LogJoint(model, path=path)
+    z = torch.randn(5, 10, requires_grad=True)
+    expected = joint(z)
+    with torch.device("meta"):
+        found = joint(z)
+        (gradient,) = torch.autograd.grad(found.sum(), z)
+    assert gradient.device.type == "cpu"
+    torch.testing.assert_close(found, expected)
