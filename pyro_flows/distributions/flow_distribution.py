@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from pyro_flows.solvers.mode import is_eager
-from pyro_flows.transforms.core import FlowTransform, forget_pyro_links
+from pyro_flows.transforms.core import FlowTransform
 
-from .expansion import check_expansion, shallow_copy
+from .module_distribution import ModuleDistribution
 from .standard_normal import StandardNormal
 
 
-class FlowDistribution(TorchDistribution, nn.Module):  # type: ignore[misc]
+class FlowDistribution(ModuleDistribution):
     r"""Distribution of :math:`y = f(\epsilon)` for noise :math:`\epsilon \sim q_0` and a flow :math:`f`.
 
     :math:`\log q(y) = \log q_0(f^{-1}(y)) + \log|\det \partial f^{-1}/\partial y|`.
@@ -52,15 +50,9 @@ class FlowDistribution(TorchDistribution, nn.Module):  # type: ignore[misc]
         torch.Size([10, 5])
     """
 
-    arg_constraints: dict[str, Any] = {}
-    batch_shape: torch.Size
-    event_shape: torch.Size
-    sample: Callable[..., Tensor]
     base: Distribution
     transform: FlowTransform
     _base_is_default: bool
-    _validate_sample: Callable[[Tensor], None]
-    __repr__ = nn.Module.__repr__
 
     def __init__(self, transform: FlowTransform, base: Distribution | None = None, *, validate_args: bool | None = None) -> None:
         if not isinstance(transform, FlowTransform):
@@ -78,8 +70,7 @@ class FlowDistribution(TorchDistribution, nn.Module):  # type: ignore[misc]
             )
         if not base.has_rsample:
             raise ValueError(f"base must have rsample, and {type(base).__name__} has not; choose a reparametrised one")
-        nn.Module.__init__(self)
-        TorchDistribution.__init__(self, torch.Size(()), transform.event_shape, validate_args=validate_args)
+        super().__init__((), transform.event_shape, validate_args=validate_args)
         self._base_is_default = is_default
         self._set(transform, base)
 
@@ -101,7 +92,7 @@ class FlowDistribution(TorchDistribution, nn.Module):  # type: ignore[misc]
         self.base = base
 
     def _with(self, transform: FlowTransform, base: Distribution) -> FlowDistribution:
-        new = shallow_copy(self)
+        new = self._shallow_copy()
         new._modules = {}
         new._set(transform, base)
         return new
@@ -115,10 +106,6 @@ class FlowDistribution(TorchDistribution, nn.Module):  # type: ignore[misc]
     def support(self) -> constraints.Constraint:
         """The codomain of the flow."""
         return self.transform.codomain
-
-    def __getstate__(self) -> dict[str, Any]:
-        forget_pyro_links(self)
-        return self.__dict__.copy()
 
     def extra_repr(self) -> str:
         return f"batch_shape={tuple(self.batch_shape)}, event_shape={tuple(self.event_shape)}"
@@ -140,7 +127,7 @@ class FlowDistribution(TorchDistribution, nn.Module):  # type: ignore[misc]
         Raises:
             ValueError: If this one's batch shape does not expand to it.
         """
-        return self._with(self.transform, self.base.expand(check_expansion(self, batch_shape)))
+        return self._with(self.transform, self.base.expand(self._check_expansion(batch_shape)))
 
     def _ready(self) -> None:
         if self.transform.context_dim:
@@ -217,8 +204,7 @@ class FlowDistribution(TorchDistribution, nn.Module):  # type: ignore[misc]
                 where arguments are validated, is outside the support.
         """
         self._ready()
-        if self._validate_args and is_eager():
-            self._validate_sample(value)
+        self._check_value(value)
         noise, log_det = self.transform._inverse_cached(value, None)
         return self.base.log_prob(noise) + log_det
 

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_flows.solvers.mode import is_eager
-from pyro_flows.transforms.core import forget_pyro_links
-
-from .expansion import expanded
+from .module_distribution import ModuleDistribution
 
 
-class MixtureBase(TorchDistribution, nn.Module):  # type: ignore[misc]
+class MixtureBase(ModuleDistribution):
     r"""Learnable mixture of diagonal normals.
 
     :math:`q_0(\epsilon) = \sum_k \pi_k \prod_i N(\epsilon_i; \mu_{ki}, \sigma_{ki}^2)`.
@@ -53,14 +47,8 @@ class MixtureBase(TorchDistribution, nn.Module):  # type: ignore[misc]
         torch.Size([3])
     """
 
-    arg_constraints: dict[str, Any] = {}
     support = constraints.real_vector
     has_rsample = True
-    batch_shape: torch.Size
-    event_shape: torch.Size
-    _extended_shape: Callable[[torch.Size], torch.Size]
-    _validate_sample: Callable[[Tensor], None]
-    __repr__ = nn.Module.__repr__
 
     def __init__(self, input_dim: int, num_components: int = 8, *, spread: float = 0.5, validate_args: bool | None = None) -> None:
         for name, number in (("input_dim", input_dim), ("num_components", num_components)):
@@ -68,8 +56,7 @@ class MixtureBase(TorchDistribution, nn.Module):  # type: ignore[misc]
                 raise ValueError(f"{name} must be a positive integer, got {number!r}")
         if not 0 <= spread < 1:
             raise ValueError(f"spread must be at least 0 and below 1, got {spread}")
-        nn.Module.__init__(self)
-        TorchDistribution.__init__(self, torch.Size(()), torch.Size((input_dim,)), validate_args=validate_args)
+        super().__init__((), (input_dim,), validate_args=validate_args)
         loc = torch.randn(num_components, input_dim)
         if num_components > 1:
             loc = loc - loc.mean(0)
@@ -90,20 +77,8 @@ class MixtureBase(TorchDistribution, nn.Module):  # type: ignore[misc]
         """Standard deviations of the components, ``(K, D)``."""
         return self.log_scale.exp()
 
-    def __getstate__(self) -> dict[str, Any]:
-        forget_pyro_links(self)
-        return self.__dict__.copy()
-
     def extra_repr(self) -> str:
         return f"input_dim={self.event_shape[0]}, num_components={len(self.logits)}, batch_shape={tuple(self.batch_shape)}"
-
-    def expand(self, batch_shape: tuple[int, ...], _instance: Any = None) -> MixtureBase:
-        """The same distribution, with the same parameters, and another batch shape.
-
-        Raises:
-            ValueError: If this one's batch shape does not expand to it.
-        """
-        return expanded(self, batch_shape)
 
     def rsample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
         """Draws ``(*sample_shape, *batch_shape, D)``, with gradient to weights, means and scales."""
@@ -119,8 +94,7 @@ class MixtureBase(TorchDistribution, nn.Module):  # type: ignore[misc]
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density, ``(*)``, of ``value``, ``(*, D)``."""
-        if self._validate_args and is_eager():
-            self._validate_sample(value)
+        self._check_value(value)
         result = (self.logits.log_softmax(-1) + self._log_normals(value)[1].sum(-1)).logsumexp(-1)
         return result.expand(torch.broadcast_shapes(self.batch_shape, result.shape))
 

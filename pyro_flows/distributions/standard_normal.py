@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_flows.solvers.mode import is_eager
-
-from .expansion import expanded
+from .module_distribution import ModuleDistribution
 
 
-class StandardNormal(TorchDistribution, nn.Module):  # type: ignore[misc]
+class StandardNormal(ModuleDistribution):
     r"""Standard normal :math:`q_0(\epsilon) = (2\pi)^{-D/2} \exp(-|\epsilon|^2/2)` over events of any shape.
 
     Its one buffer, a zero, carries dtype and device through ``.to()``.
@@ -36,14 +31,8 @@ class StandardNormal(TorchDistribution, nn.Module):  # type: ignore[misc]
         tensor(-2.7568)
     """
 
-    arg_constraints: dict[str, Any] = {}
     has_rsample = True
-    batch_shape: torch.Size
-    event_shape: torch.Size
     zero: Tensor
-    _extended_shape: Callable[[torch.Size], torch.Size]
-    _validate_sample: Callable[[Tensor], None]
-    __repr__ = nn.Module.__repr__
 
     def __init__(
         self,
@@ -57,8 +46,7 @@ class StandardNormal(TorchDistribution, nn.Module):  # type: ignore[misc]
         for name, shape in (("event_shape", event_shape), ("batch_shape", batch_shape)):
             if not isinstance(shape, tuple | list) or any(not isinstance(size, int) or size < 0 for size in shape):
                 raise ValueError(f"{name} must be a tuple of non-negative integers such as (3,), got {shape!r}")
-        nn.Module.__init__(self)
-        TorchDistribution.__init__(self, torch.Size(batch_shape), torch.Size(event_shape), validate_args=validate_args)
+        super().__init__(batch_shape, event_shape, validate_args=validate_args)
         self.register_buffer("zero", torch.zeros((), dtype=dtype, device=device), persistent=False)
 
     @constraints.dependent_property
@@ -69,14 +57,6 @@ class StandardNormal(TorchDistribution, nn.Module):  # type: ignore[misc]
     def extra_repr(self) -> str:
         return f"event_shape={tuple(self.event_shape)}, batch_shape={tuple(self.batch_shape)}"
 
-    def expand(self, batch_shape: tuple[int, ...], _instance: Any = None) -> StandardNormal:
-        """The same distribution with another batch shape.
-
-        Raises:
-            ValueError: If this one's batch shape does not expand to it.
-        """
-        return expanded(self, batch_shape)
-
     def rsample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
         """Draws ``(*sample_shape, *batch_shape, *event_shape)``."""
         shape = self._extended_shape(torch.Size(sample_shape))
@@ -84,8 +64,7 @@ class StandardNormal(TorchDistribution, nn.Module):  # type: ignore[misc]
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density, ``(*)``, of ``value``, ``(*, *event_shape)``."""
-        if self._validate_args and is_eager():
-            self._validate_sample(value)
+        self._check_value(value)
         batch = value.shape[: value.dim() - len(self.event_shape)]
         total = value.square().reshape(*batch, self.event_shape.numel()).sum(-1)
         result = -0.5 * total - 0.5 * math.log(2 * math.pi) * self.event_shape.numel()

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import Gamma, constraints
 
-from pyro_flows.solvers.mode import is_eager
-from pyro_flows.transforms.core import forget_pyro_links
-
-from .expansion import expanded
+from .module_distribution import ModuleDistribution
 
 _LOWEST, _RANGE = 1.0, 1e4
 
 
-class StudentTBase(TorchDistribution, nn.Module):  # type: ignore[misc]
+class StudentTBase(ModuleDistribution):
     r"""Product of Student-t distributions with a learnable degree of freedom :math:`\nu_i` per variable.
 
     :math:`q_0(\epsilon) = \prod_i c(\nu_i) (1 + \epsilon_i^2/\nu_i)^{-(\nu_i+1)/2}`,
@@ -48,22 +42,15 @@ class StudentTBase(TorchDistribution, nn.Module):  # type: ignore[misc]
         torch.Size([3])
     """
 
-    arg_constraints: dict[str, Any] = {}
     support = constraints.real_vector
     has_rsample = True
-    batch_shape: torch.Size
-    event_shape: torch.Size
-    _extended_shape: Callable[[torch.Size], torch.Size]
-    _validate_sample: Callable[[Tensor], None]
-    __repr__ = nn.Module.__repr__
 
     def __init__(self, input_dim: int, df: float = 30.0, *, validate_args: bool | None = None) -> None:
         if not isinstance(input_dim, int) or isinstance(input_dim, bool) or input_dim < 1:
             raise ValueError(f"input_dim must be a positive integer, got {input_dim!r}")
         if not _LOWEST < df < _LOWEST + _RANGE:
             raise ValueError(f"df must lie between {_LOWEST:g} and {_LOWEST + _RANGE:g}, both excluded, got {df}")
-        nn.Module.__init__(self)
-        TorchDistribution.__init__(self, torch.Size(()), torch.Size((input_dim,)), validate_args=validate_args)
+        super().__init__((), (input_dim,), validate_args=validate_args)
         fraction = (df - _LOWEST) / _RANGE
         self.raw_df = nn.Parameter(torch.full((input_dim,), math.log(fraction) - math.log1p(-fraction)))
 
@@ -72,20 +59,8 @@ class StudentTBase(TorchDistribution, nn.Module):  # type: ignore[misc]
         """Degrees of freedom, ``(D,)``."""
         return _LOWEST + _RANGE * self.raw_df.sigmoid()
 
-    def __getstate__(self) -> dict[str, Any]:
-        forget_pyro_links(self)
-        return self.__dict__.copy()
-
     def extra_repr(self) -> str:
         return f"input_dim={self.event_shape[0]}, batch_shape={tuple(self.batch_shape)}"
-
-    def expand(self, batch_shape: tuple[int, ...], _instance: Any = None) -> StudentTBase:
-        """The same distribution, with the same parameters, and another batch shape.
-
-        Raises:
-            ValueError: If this one's batch shape does not expand to it.
-        """
-        return expanded(self, batch_shape)
 
     def rsample(self, sample_shape: tuple[int, ...] = ()) -> Tensor:
         """Draws ``(*sample_shape, *batch_shape, D)``, with gradient to the degrees of freedom."""
@@ -95,8 +70,7 @@ class StudentTBase(TorchDistribution, nn.Module):  # type: ignore[misc]
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density, ``(*)``, of ``value``, ``(*, D)``."""
-        if self._validate_args and is_eager():
-            self._validate_sample(value)
+        self._check_value(value)
         df = self.df
         log_norm = _log_gamma_ratio(df / 2) - 0.5 * (math.pi * df).log()
         result = (log_norm - 0.5 * (df + 1) * (value.square() / df).log1p()).sum(-1)
