@@ -47,7 +47,8 @@ class Diagnosis:
         verdict: ``"good"``, ``"reweight"`` or ``"poor"``.
         khat: Tail shape :math:`\hat k` of the weights; minus infinity if they are constant.
         khat_threshold: What it has to stay below for the weights to be reliable whatever the rest says.
-        missing_mass: Share of the posterior that the tail of the weights puts where no draw came.
+        missing_mass: Share of the posterior that the tail of the weights puts where no draw came; NaN where the weights are
+            nearly constant and have no tail to speak of.
         ess: Effective number of draws after reweighting.
         ess_fraction: The same as a share of the draws.
         log_weight_sd: Standard deviation of the finite log-weights, nats.
@@ -90,8 +91,8 @@ class Diagnosis:
     def __str__(self) -> str:
         rows = [
             ("verdict", self.verdict),
-            ("k-hat", f"{_khat_text(self.khat)}, reliable below {self.khat_threshold:.2f}"),
-            ("posterior not reached", f"{self.missing_mass:.2%}"),
+            ("k-hat", self._khat_text()),
+            ("posterior not reached", "nothing to speak of" if math.isnan(self.missing_mass) else f"{self.missing_mass:.2%}"),
             ("effective draws", f"{self.ess:,.0f} of {self.num_draws:,} ({self.ess_fraction:.1%})"),
             ("sd of log-weights", f"{self.log_weight_sd:.3g} nats"),
             ("ELBO", f"{self.elbo:.3f} ± {self.elbo_mcse:.2g} nats"),
@@ -107,6 +108,16 @@ class Diagnosis:
         rows.append(("advice", self.advice))
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+
+    def _khat_text(self) -> str:
+        if math.isnan(self.missing_mass):
+            return f"{_khat_text(self.khat)}, a fit to noise: the weights are nearly constant"
+        if self.khat < self.khat_threshold:
+            return f"{_khat_text(self.khat)}, reliable below {self.khat_threshold:.2f}"
+        held = self.missing_mass < MISSING_MASS
+        return f"{_khat_text(self.khat)}, not reliable by itself from {self.khat_threshold:.2f} on" + (
+            ", but the tail holds next to nothing" if held else ""
+        )
 
     def as_dict(self) -> dict[str, float | int | str | None]:
         """All figures by name.
@@ -132,7 +143,7 @@ def diagnose(
     reweighted mean is known to 0.1 sd, and their tail is light: :math:`\hat k` is below its threshold, or the share of the
     posterior that the tail puts beyond all draws is below 1 % although :math:`\hat k` is not, so that no mean can be off by more
     than 0.1 sd for it; or if they are nearly constant (sd of the log-weights below 0.05 nats), where :math:`\hat k` is a fit
-    to noise. Given reliable weights, the raw draws
+    to noise. Fewer than 100 draws are too few to judge by, and are called poor. Given reliable weights, the raw draws
     are good
 
     - if the effective share is at least 0.99: by Cauchy-Schwarz no mean can be off by more than
@@ -183,8 +194,10 @@ def diagnose(
             shift = worst_shift(draws, smoothed.log_weights)
         if num_nonfinite <= TRIVIAL_SHARE * num_draws:
             constant = sd < NEARLY_CONSTANT_SD and ess >= ESS_FRACTION_FOR_ANY_MEAN * num_draws
+            if constant:
+                missing = math.nan
             light = khat < threshold or missing < MISSING_MASS
-            verdict, advice = _judge(constant, light, ess, ess / num_draws, shift)
+            verdict, advice = _judge(constant, light, num_draws, ess, shift)
             if start_elbos is not None:
                 verdict, advice = _judge_starts(verdict, advice, start_elbos, best_start, evidence)
     if verdict != "good" and stop_reason in ("max_steps", "max_time", "interrupted"):
@@ -253,7 +266,9 @@ def _no_density(log_q: Tensor, num_nonfinite: int, num_draws: int) -> tuple[Verd
     return "poor", "No draw has any posterior density: check the model, its data and the initial point."
 
 
-def _judge(constant: bool, tail_reliable: bool, ess: float, ess_fraction: float, shift: Shift | None) -> tuple[Verdict, str]:
+def _judge(constant: bool, tail_reliable: bool, num_draws: int, ess: float, shift: Shift | None) -> tuple[Verdict, str]:
+    if num_draws < MIN_ESS:
+        return "poor", f"{num_draws} draws are too few to judge by, at least {MIN_ESS:.0f} are needed: diagnose with more."
     if not constant and ess < MIN_ESS:
         return "poor", (
             f"Reweighting leaves {ess:.0f} effective draws, at least {MIN_ESS:.0f} are needed. If these were few "
@@ -266,6 +281,7 @@ def _judge(constant: bool, tail_reliable: bool, ess: float, ess_fraction: float,
             "more capacity or "
             "steps, reparametrise the model (non-centred), or check with MCMC."
         )
+    ess_fraction = ess / num_draws
     any_mean = ess_fraction >= ESS_FRACTION_FOR_ANY_MEAN
     checked = ess_fraction >= ESS_FRACTION_FOR_CHECKED_DRAWS and shift is not None and shift.within(TOLERANCE)
     if any_mean or checked:

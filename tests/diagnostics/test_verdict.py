@@ -130,8 +130,20 @@ def test_few_effective_draws_are_poor_even_with_a_light_tail():
     assert "effective draws" in result.advice
 
 
-def test_few_draws_of_an_exact_guide_are_good():
-    assert judged(normal(), normal(), size=20).verdict == "good"
+def test_too_few_draws_are_no_ground_for_a_good_verdict():
+    for size in (2, 3, 10, 99):
+        for seed in range(50):
+            result = judged(normal(1.0), normal(), size=size, seed=seed)
+            assert result.verdict == "poor"
+            assert "too few" in result.advice
+    assert judged(normal(), normal(), size=100).verdict == "good"
+
+
+def test_figures_that_mean_nothing_are_not_held_against_a_good_guide():
+    torch.manual_seed(0)
+    noise = torch.where(torch.arange(SIZE) < 12, 0.3 + 0.2 * torch.rand(SIZE), torch.zeros(SIZE)).double()
+    text = str(diagnose(noise + 1e-6 * torch.rand(SIZE), torch.zeros(SIZE)))
+    assert "nearly constant" in text and "100.00%" not in text
 
 
 def test_a_heavy_tail_that_holds_next_to_nothing_is_no_reason_against_the_draws():
