@@ -21,8 +21,8 @@ TOLERANCE = 0.1
 ESS_FRACTION_FOR_ANY_MEAN = 1 / (1 + TOLERANCE**2)
 #: Where the draws were looked at coordinate by coordinate, what was not looked at may be off by 1 sd at the very worst.
 ESS_FRACTION_FOR_CHECKED_DRAWS = 0.5
-#: Below this spread of the log-weights, in nats, their tail is noise and the Pareto fit to it means nothing.
-NEARLY_CONSTANT_SD = 0.05
+#: Below this spread of the log-weights, in nats, their chi2 is below TOLERANCE squared, and the Pareto fit is to noise.
+NEARLY_CONSTANT_SD = TOLERANCE
 #: Leaving out this share of the posterior moves a mean by TOLERANCE sd at most.
 MISSING_MASS = TOLERANCE**2 / (1 + TOLERANCE**2)
 #: A reweighted mean has a standard error of 1 / sqrt(ESS) sd, which is to be within TOLERANCE.
@@ -142,7 +142,7 @@ def diagnose(
     No figure decides alone. The weights :math:`w = p/q` are reliable if the effective draws are at least 100, so that a
     reweighted mean is known to 0.1 sd, and their tail is light: :math:`\hat k` is below its threshold, or the share of the
     posterior that the tail puts beyond all draws is below 1 % although :math:`\hat k` is not, so that no mean can be off by more
-    than 0.1 sd for it; or if they are nearly constant (sd of the log-weights below 0.05 nats), where :math:`\hat k` is a fit
+    than 0.1 sd for it; or if they are nearly constant (sd of the log-weights below 0.1 nats), where :math:`\hat k` is a fit
     to noise. Fewer than 100 draws are too few to judge by, and are called poor. Given reliable weights, the raw draws
     are good
 

@@ -17,7 +17,7 @@ from pyro_flows.guides import AutoFlow
 from pyro_flows.model import LogJoint, initial_point, read_model
 from pyro_flows.transforms import Compose
 
-from .result import Fit
+from .result import Fit, check_seed
 from .start import choose_start
 from .training import Callback, Schedule, train
 
@@ -51,7 +51,7 @@ def fit(
         objective: ``"path"``, the evidence lower bound by path gradients.
         num_particles: Draws per step.
         max_steps: Steps at most.
-        max_time: Seconds at most; None for no limit.
+        max_time: Seconds after which training ends, the search for a start included; None for no limit.
         seed: Makes the fit reproducible and leaves the global generators as they were; None draws from them.
         init: Where to start: values of all latent sites, or an earlier fit, whose mean and spread are taken; None to search.
         schedule: Step sizes and stop rule.
@@ -75,7 +75,7 @@ def fit(
         >>> result.diagnose().verdict
         'good'
     """
-    _check_arguments(model, objective, num_particles, max_steps, max_time, seed)
+    _check_arguments(model, objective, num_particles, max_steps, max_time, seed, schedule, callback, kwargs)
     call_kwargs = dict(kwargs or {})
     began = time.monotonic()
     with _seeded(seed):
@@ -97,7 +97,7 @@ def fit(
             "seed": seed,
         }
         if not isinstance(guide, AutoFlow):
-            _start(auto_guide, log_joint, init, record)
+            _start(auto_guide, log_joint, init, record, num_particles, math.inf if max_time is None else 0.3 * max_time)
         parameters = _model_parameters(structure.param_names)
         record["model_parameters"] = sorted(parameters)
         training = train(
@@ -106,11 +106,12 @@ def fit(
             list(parameters.values()),
             num_particles=num_particles,
             max_steps=max_steps,
-            max_time=max_time,
+            max_time=None if max_time is None else max(max_time - (time.monotonic() - began), 1e-3),
             schedule=schedule or Schedule(),
             progress=progress,
             callback=callback,
             explain=lambda z: _explain(log_joint, z),
+            full_density=log_joint.full if structure.subsampled else None,
         )
     record.update(
         steps=len(training.losses), skipped=training.skipped, stop_reason=training.stop_reason, seconds=time.monotonic() - began
@@ -119,7 +120,15 @@ def fit(
 
 
 def _check_arguments(
-    model: Any, objective: str, num_particles: Any, max_steps: Any, max_time: float | None, seed: int | None
+    model: Any,
+    objective: str,
+    num_particles: Any,
+    max_steps: Any,
+    max_time: Any,
+    seed: Any,
+    schedule: Any,
+    callback: Any,
+    kwargs: Any,
 ) -> None:
     if not callable(model):
         raise ValueError(f"model must be callable, got {type(model).__name__}")
@@ -128,10 +137,15 @@ def _check_arguments(
     for name, value, least in (("num_particles", num_particles, 2), ("max_steps", max_steps, 1)):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-    if max_time is not None and not max_time > 0:
+    if max_time is not None and not (isinstance(max_time, (int, float)) and max_time > 0):
         raise ValueError(f"max_time must be a positive number of seconds or None, got {max_time!r}")
-    if seed is not None and not isinstance(seed, int):
-        raise ValueError(f"seed must be an integer or None, got {seed!r}")
+    check_seed(seed)
+    if schedule is not None and not isinstance(schedule, Schedule):
+        raise ValueError(f"schedule must be a Schedule or None, got {type(schedule).__name__}")
+    if callback is not None and not callable(callback):
+        raise ValueError(f"callback must be callable as callback(step, loss), or None, got {type(callback).__name__}")
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise ValueError(f"kwargs must be a dictionary of keyword arguments of the model, got {type(kwargs).__name__}")
 
 
 class _seeded:  # noqa: N801  (used as a function)
@@ -174,6 +188,8 @@ def _start(
     log_joint: LogJoint,
     init: Mapping[str, Tensor] | Fit | None,
     record: dict[str, Any],
+    num_particles: int,
+    max_time: float,
 ) -> None:
     """Place the whitened coordinates of the guide at the best start."""
     dim = guide.latent_dim
@@ -188,15 +204,31 @@ def _start(
     if init is None:
         point = initial_point(log_joint)
     else:
-        point = guide.unconstrain(init)
-        if point.dim() != 1:
-            raise ValueError(f"init must hold one value per site, got a batch of shape {tuple(point.shape[:-1])}")
-    best, tried = choose_start(log_joint, point, 0.1)
+        point = _point(guide, init)
+    best, tried = choose_start(log_joint, point, 0.1, num_particles, max_time)
     if not math.isfinite(best.elbo):
         raise ValueError(f"no start has a finite evidence lower bound{_explain(log_joint, point[None])}; give init= a better point")
     guide.whitening.set(best.loc, best.scale_tril)
     record["start"] = best.name
     record["starts"] = {start.name: start.elbo for start in tried}
+
+
+def _point(guide: AutoFlow, init: Any) -> Tensor:
+    """The unconstrained vector of one value per latent site."""
+    if not isinstance(init, Mapping):
+        raise ValueError(f"init must be a dictionary of one value per latent site, a Fit, or None, got {type(init).__name__}")
+    like = guide.whitening.loc
+    values = {name: torch.as_tensor(value, dtype=like.dtype, device=like.device) for name, value in init.items()}
+    try:
+        point = guide.unconstrain(values)
+    except ValueError as error:
+        raise ValueError(f"init: {error}") from error
+    if point.dim() != 1:
+        shapes = {name: tuple(value.shape) for name, value in values.items()}
+        raise ValueError(f"init must hold one value per site and no batch of them, got shapes {shapes}")
+    if not bool(torch.isfinite(point).all()):
+        raise ValueError(f"init must lie inside the supports of the sites and be finite, got {dict(init)}")
+    return point
 
 
 def _explain(log_joint: LogJoint, z: Tensor) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,33 @@ from pyro_flows.model import LogJoint, predictive
 
 if TYPE_CHECKING:
     from .training import Training
+
+
+def check_seed(seed: Any) -> None:
+    """Refuse what cannot seed torch's generators.
+
+    Raises:
+        ValueError: If it is neither None nor an integer of 64 bits.
+
+    Example:
+        >>> check_seed(0)
+    """
+    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not -(2**63) <= seed < 2**63):
+        raise ValueError(f"seed must be an integer of at most 64 bits or None, got {seed!r}")
+
+
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Refuse a number of draws that is not a positive integer.
+
+    Raises:
+        ValueError: If it is not; the message names the argument.
+
+    Example:
+        >>> check_count("num_samples", 5)
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise ValueError(f"{name} must be an integer of at least {least}, got {got}")
 
 
 class Fit:
@@ -57,8 +85,8 @@ class Fit:
 
     def _latents(self, num_samples: int, seed: int | None) -> tuple[Tensor, Tensor]:
         """Unconstrained draws ``(S, D)`` and their log-density under the guide ``(S,)``."""
-        if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1:
-            raise ValueError(f"number of draws must be a positive integer, got {num_samples!r}")
+        check_count("num_samples", num_samples)
+        check_seed(seed)
         with torch.random.fork_rng(enabled=seed is not None), torch.no_grad():
             if seed is not None:
                 torch.manual_seed(seed)
@@ -68,7 +96,7 @@ class Fit:
         """Draws, and log-densities in float64 under the model (joint with the data) and under the guide."""
         latents, log_q = self._latents(num_samples, seed)
         with torch.no_grad():
-            log_p = torch.cat([self.log_joint(chunk) for chunk in latents.split(4096)])
+            log_p = torch.cat([self.log_joint.full(chunk) for chunk in latents.split(4096)])
         return latents, log_p.double(), log_q.double()
 
     @torch.no_grad()
@@ -101,8 +129,14 @@ class Fit:
         Returns:
             Figures, verdict and advice.
         """
+        check_count("num_samples", num_samples, 2)
         latents, log_p, log_q = self._weighted(num_samples, seed)
-        return diagnose(log_p, log_q, draws=latents.double(), stop_reason=self.stop_reason)
+        diagnosis = diagnose(log_p, log_q, draws=latents.double(), stop_reason=self.stop_reason)
+        learnt = self.record["model_parameters"]
+        if diagnosis.verdict == "good" and learnt and self.stop_reason in ("max_steps", "max_time", "interrupted"):
+            note = f" Training ended by {self.stop_reason}: the model's parameters {learnt} may not have converged, which weights "
+            diagnosis = replace(diagnosis, advice=diagnosis.advice + note + "do not show.")
+        return diagnosis
 
     def resample(self, num_samples: int, *, num_proposals: int | None = None, seed: int | None = None) -> dict[str, Tensor]:
         """Draws by importance resampling with Pareto-smoothed weights, which corrects what error the guide has.
@@ -115,7 +149,9 @@ class Fit:
         Returns:
             A tensor ``(num_samples, site shape)`` per site.
         """
+        check_count("num_samples", num_samples)
         proposals = max(10 * num_samples, 10_000) if num_proposals is None else num_proposals
+        check_count("num_proposals", proposals, 2)
         latents, log_p, log_q = self._weighted(proposals, seed)
         return self._values(latents[self._indices(log_p - log_q, num_samples, seed)])
 
@@ -133,15 +169,16 @@ class Fit:
 
         Args:
             num_samples: Number S of draws.
-            args: Arguments of the model, such as new covariates; those of the fit if none are given.
+            args: Arguments of the model, such as new covariates, with None in place of the data where it takes that; those of
+                the fit if none are given.
             seed: Makes them reproducible.
-            kwargs: Keyword arguments of the model.
+            kwargs: Keyword arguments of the model; those of the fit, with these in place, if no ``args`` are given.
 
         Returns:
             A tensor ``(S, site shape)`` per observed site.
         """
-        if not args and not kwargs:
-            args, kwargs = self._args, self._kwargs
+        if not args:
+            args, kwargs = self._args, {**self._kwargs, **kwargs}
         latents, _ = self._latents(num_samples, seed)
         with torch.no_grad():
             values = self.guide.constrain(latents)[0]
@@ -170,13 +207,15 @@ class Fit:
 
         Returns:
             Groups ``posterior``, ``log_likelihood``, ``posterior_predictive``, ``observed_data`` and ``sample_stats``, with the
-            settings of the fit as attributes.
+            settings of the fit as attributes. A model whose plates draw minibatches has the first and the last: what the others
+            would hold belongs to random rows.
 
         Raises:
             ValueError: If ``resample`` is neither None nor ``"psis"``.
         """
         if resample not in (None, "psis"):
             raise ValueError(f"resample must be None or 'psis', got {resample!r}")
+        check_count("num_samples", num_samples)
         latents, log_p, log_q = self._weighted(num_samples * (10 if resample else 1), seed)
         log_weight = log_p - log_q
         if resample:
@@ -186,14 +225,16 @@ class Fit:
             key: value if isinstance(value, (str, int, float)) else json.dumps(value) for key, value in self.record.items()
         }
         attributes["resample"] = str(resample)
+        minibatch = bool(self.log_joint.structure.subsampled)
+        predict = predict and not minibatch
         with torch.no_grad():
-            log_likelihood = self.log_joint.log_likelihood(latents)
+            log_likelihood = {} if minibatch else self.log_joint.log_likelihood(latents)
             values = self.guide.constrain(latents)[0]
         return to_inference_data(
             self._values(latents),
             log_likelihood=log_likelihood,
             posterior_predictive=predictive(self._model, values, self._args, self._kwargs, seed=seed) if predict else None,
-            observed_data=dict(self.log_joint.structure.observed),
+            observed_data={} if minibatch else dict(self.log_joint.structure.observed),
             log_p=log_p,
             log_q=log_q,
             log_weight=log_weight,

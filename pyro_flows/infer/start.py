@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -34,7 +35,9 @@ class GaussianStart:
 
 
 @torch.no_grad()
-def gaussian_elbo(log_density: LogDensity, loc: Tensor, scale_tril: Tensor, num_particles: int = 1024) -> float:
+def gaussian_elbo(
+    log_density: LogDensity, loc: Tensor, scale_tril: Tensor, num_particles: int = 1024, chunk: int | None = None
+) -> float:
     """Evidence lower bound of a Gaussian, from draws; minus infinity if any draw has no finite log-density.
 
     Args:
@@ -42,25 +45,33 @@ def gaussian_elbo(log_density: LogDensity, loc: Tensor, scale_tril: Tensor, num_
         loc: Mean, ``(D,)``.
         scale_tril: Cholesky factor, ``(D, D)``.
         num_particles: Number of draws.
+        chunk: How many to evaluate at once; None for all.
 
     Example:
         >>> round(gaussian_elbo(lambda z: -0.5 * z.square().sum(-1), torch.zeros(2), torch.eye(2)), 4)
         1.8379
     """
     noise = torch.randn(num_particles, loc.shape[0], dtype=loc.dtype, device=loc.device)
-    log_p = log_density(loc + noise @ scale_tril.mT).double()
+    log_p = torch.cat([log_density(loc + part @ scale_tril.mT) for part in noise.split(chunk or num_particles)]).double()
     log_q = -0.5 * noise.double().square().sum(-1) - scale_tril.diagonal().double().log().sum()
     value = (log_p - log_q).mean().item() + 0.5 * math.log(2 * math.pi) * loc.shape[0]
     return value if math.isfinite(value) else -math.inf
 
 
-def laplace(log_density: LogDensity, point: Tensor, max_iter: int = 200) -> tuple[Tensor, Tensor] | None:
-    """Mode and Cholesky factor of the inverse curvature there, by L-BFGS; None where there is no such mode.
+class _OutOfTimeError(Exception):
+    pass
+
+
+def laplace(
+    log_density: LogDensity, point: Tensor, max_iter: int = 200, deadline: float = math.inf
+) -> tuple[Tensor, Tensor] | None:
+    """Mode and Cholesky factor of the inverse curvature there, by L-BFGS; None where no such mode is found in time.
 
     Args:
         log_density: Maps ``(N, D)`` to ``(N,)``.
         point: Where the search begins, ``(D,)``.
         max_iter: Iterations of L-BFGS.
+        deadline: When to give up, on the clock of ``time.monotonic``.
 
     Example:
         >>> loc, scale_tril = laplace(lambda z: -0.5 * (z - 3).square().sum(-1) / 4, torch.zeros(1))
@@ -71,12 +82,17 @@ def laplace(log_density: LogDensity, point: Tensor, max_iter: int = 200) -> tupl
     optimizer = torch.optim.LBFGS([z], max_iter=max_iter, history_size=20, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
+        if time.monotonic() > deadline:
+            raise _OutOfTimeError
         optimizer.zero_grad()
         loss = -log_density(z[None])[0]
         loss.backward()
         return loss
 
-    optimizer.step(closure)
+    try:
+        optimizer.step(closure)
+    except _OutOfTimeError:
+        return None
     mode = z.detach()
     if not bool(torch.isfinite(mode).all()) or not math.isfinite(log_density(mode[None])[0].item()):
         return None
@@ -105,7 +121,13 @@ def _negative_hessian(log_density: LogDensity, at: Tensor) -> Tensor:
 
 
 def mean_field(
-    log_density: LogDensity, loc: Tensor, scale: Tensor, *, num_steps: int = 400, num_particles: int = 64
+    log_density: LogDensity,
+    loc: Tensor,
+    scale: Tensor,
+    *,
+    num_steps: int = 400,
+    num_particles: int = 64,
+    deadline: float = math.inf,
 ) -> tuple[Tensor, Tensor]:
     """Mean-field Gaussian trained by path gradients from a given one, in its coordinates.
 
@@ -115,6 +137,7 @@ def mean_field(
         scale: Standard deviations at the start, ``(D,)``.
         num_steps: Steps of Adam with cosine decay.
         num_particles: Draws per step.
+        deadline: When to stop, on the clock of ``time.monotonic``.
 
     Returns:
         Mean and standard deviations, ``(D,)`` each.
@@ -129,6 +152,8 @@ def mean_field(
     optimizer = torch.optim.Adam([shift, log_scale], lr=0.1)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
     for _ in range(num_steps):
+        if time.monotonic() > deadline:
+            break
         noise = torch.randn(num_particles, loc.shape[0], dtype=loc.dtype, device=loc.device)
         z = loc + scale * (shift + log_scale.exp() * noise)
         path = (z * (-noise / (scale * log_scale.detach().exp()))).sum(-1)
@@ -144,7 +169,9 @@ def mean_field(
         return loc + scale * shift, scale * log_scale.exp()
 
 
-def choose_start(log_density: LogDensity, point: Tensor, init_scale: float) -> tuple[GaussianStart, list[GaussianStart]]:
+def choose_start(
+    log_density: LogDensity, point: Tensor, init_scale: float, num_particles: int = 256, max_time: float = math.inf
+) -> tuple[GaussianStart, list[GaussianStart]]:
     """Propose Gaussians and take the one with the best evidence lower bound.
 
     Proposed are the plain one at ``point`` with ``init_scale`` and with unit scale, the Laplace approximation from ``point``, and a
@@ -154,6 +181,8 @@ def choose_start(log_density: LogDensity, point: Tensor, init_scale: float) -> t
         log_density: Maps ``(N, D)`` to ``(N,)``.
         point: Initial point, ``(D,)``.
         init_scale: Scale of the plain start.
+        num_particles: Draws to evaluate at once, at most.
+        max_time: Seconds after which the best found by then is taken.
 
     Returns:
         The best, and all in the order of their making.
@@ -163,16 +192,22 @@ def choose_start(log_density: LogDensity, point: Tensor, init_scale: float) -> t
         >>> abs(best.elbo - 1.8379) < 0.01
         True
     """
+    deadline = time.monotonic() + max_time
+
+    def start(name: str, loc: Tensor, tril: Tensor) -> GaussianStart:
+        return GaussianStart(
+            name, loc, tril, gaussian_elbo(log_density, loc, tril, min(1024, 4 * num_particles), chunk=num_particles)
+        )
+
     eye = torch.eye(point.shape[0], dtype=point.dtype, device=point.device)
     proposals = [("plain", point, init_scale * eye), ("plain, unit scale", point, eye)]
-    found = laplace(log_density, point)
+    found = laplace(log_density, point, deadline=deadline)
     if found is not None:
         proposals.append(("Laplace", *found))
-    tried = [GaussianStart(name, loc, tril, gaussian_elbo(log_density, loc, tril)) for name, loc, tril in proposals]
+    tried = [start(*proposal) for proposal in proposals]
     best = max(tried, key=lambda start: start.elbo)
     marginal = best.scale_tril.square().sum(-1).sqrt()
-    loc, scale = mean_field(log_density, best.loc, marginal)
+    loc, scale = mean_field(log_density, best.loc, marginal, num_particles=min(64, num_particles), deadline=deadline)
     if bool(torch.isfinite(loc).all() & torch.isfinite(scale).all()):
-        tril = scale.diag()
-        tried.append(GaussianStart("mean-field", loc, tril, gaussian_elbo(log_density, loc, tril)))
+        tried.append(start("mean-field", loc, scale.diag()))
     return max(tried, key=lambda start: start.elbo), tried

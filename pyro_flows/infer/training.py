@@ -39,6 +39,9 @@ class Schedule:
         growth: Draws per step during the decay, over those before it.
         alpha: Power of the importance weights that draws have during the decay; 0 for the evidence lower bound throughout.
 
+    Raises:
+        ValueError: If a number is out of range.
+
     Example:
         >>> Schedule().lr
         0.01
@@ -54,6 +57,20 @@ class Schedule:
     exact_decay: float = 0.5
     growth: int = 4
     alpha: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("warmup", "window", "patience", "min_steps", "growth"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        for name in ("lr", "decay", "exact_decay"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+                raise ValueError(f"{name} must be a positive number, got {value!r}")
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha must lie between 0 and 1, got {self.alpha!r}")
+        if not self.exact_sd >= 0:
+            raise ValueError(f"exact_sd must not be negative, got {self.exact_sd!r}")
 
 
 @dataclass
@@ -87,7 +104,7 @@ class _Progress:
 
     def update(self, losses: Sequence[float]) -> bool:
         """Take the last window; true once progress has ended."""
-        window = torch.tensor(losses[-self.schedule.window :], dtype=torch.float64)
+        window = torch.tensor(losses[-self.schedule.window :], dtype=torch.float64, device="cpu")
         # A median does not mind single draws from a far tail, which a mean would take for a relapse.
         level = float(window.median())
         noise = 1.25 * float((window - window.median()).abs().median()) * 1.4826 / math.sqrt(len(window))
@@ -132,6 +149,7 @@ def train(
     progress: bool,
     callback: Callback | None = None,
     explain: Callable[[Tensor], str] = lambda z: "",
+    full_density: LogDensity | None = None,
 ) -> Training:
     """Maximise the ELBO of ``distribution`` by path gradients, in place.
 
@@ -146,6 +164,7 @@ def train(
         progress: Show a bar.
         callback: Called as ``callback(step, loss)`` after each step.
         explain: Says which sites are not finite at given latents, for the error.
+        full_density: Log joint density with all data, where ``log_density`` takes minibatches.
 
     Returns:
         What was done.
@@ -178,8 +197,9 @@ def train(
             try:
                 count, alpha = num_particles, 0.0
                 if decay_from is not None:
-                    # A model that learns parameters learns them by its evidence, so it keeps to the bound on that.
-                    count, alpha = num_particles * schedule.growth, 0.0 if extra_parameters else schedule.alpha
+                    # A model learns parameters by the bound on its evidence, and minibatches are unbiased for that alone.
+                    bound_only = bool(extra_parameters) or full_density is not None
+                    count, alpha = num_particles * schedule.growth, 0.0 if bound_only else schedule.alpha
                 loss, sd, z = _step(distribution, log_density, optimizer, count, alpha)
                 finite = math.isfinite(loss) and clip(parameters)
                 if finite:
@@ -232,7 +252,7 @@ def train(
                     decay_from, decay_steps = step + 1, max(1, int((step + 1) * (max_time - elapsed) / elapsed * 0.95))
                     decay_steps = min(decay_steps, max_steps - decay_from)
                     done.stop_reason = "max_time"
-    _keep_better(distribution, log_density, modules, best_state)
+    _keep_better(distribution, full_density or log_density, modules, best_state, num_particles * schedule.growth)
     return done
 
 
@@ -266,14 +286,17 @@ def _tempered(log_weights: Tensor, alpha: float) -> Tensor:
 
 @torch.no_grad()
 def _keep_better(
-    distribution: FlowDistribution, log_density: LogDensity, modules: nn.Module, best_state: dict[str, Tensor]
+    distribution: FlowDistribution, log_density: LogDensity, modules: nn.Module, best_state: dict[str, Tensor], chunk: int
 ) -> None:
     """Go back to the best window's state where the last one is worse on the same noise."""
-    noise = distribution.base.sample((2048,))
+    noise = distribution.base.sample((min(2048, 8 * chunk),))
 
     def elbo() -> float:
-        z, log_det = distribution.transform.forward_and_log_det(noise)
-        return float((log_density(z).double() + log_det.double() - distribution.base.log_prob(noise).double()).mean())
+        total = 0.0
+        for part in noise.split(chunk):
+            z, log_det = distribution.transform.forward_and_log_det(part)
+            total += float((log_density(z).double() + log_det.double() - distribution.base.log_prob(part).double()).sum())
+        return total / len(noise)
 
     last, last_state = elbo(), copy.deepcopy(modules.state_dict())
     modules.load_state_dict(best_state)

@@ -30,6 +30,7 @@ class Evaluate(Messenger):  # type: ignore[misc]
         pointwise: Masked, unscaled log-probability of the observed sites.
         deterministic: Values of the deterministic sites.
         indices: Indices that subsampled plates drew.
+        subsample_sizes: Number of elements of plates that draw, and of those drawn.
     """
 
     def __init__(self, values: Mapping[str, Tensor], structure: ModelStructure, shapes: bool = True) -> None:
@@ -40,13 +41,15 @@ class Evaluate(Messenger):  # type: ignore[misc]
         self.pointwise: dict[str, Tensor] = {}
         self.deterministic: dict[str, Tensor] = {}
         self.indices: dict[str, Tensor] = {}
+        self.subsample_sizes: dict[str, tuple[int, int]] = {}
         self._reached = 0
 
     def _pyro_sample(self, msg: Site) -> None:
         name = msg["name"]
         if is_subsample(msg):
-            if name in self.given_indices:
-                msg["value"] = self.given_indices[name]
+            if msg["value"] is None:  # else the model itself says which rows it has
+                self.subsample_sizes[name] = (msg["fn"].size, msg["fn"].subsample_size or msg["fn"].size)
+                msg["value"] = self.given_indices.get(name)
             return
         if msg["is_observed"]:
             return

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import os
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -20,6 +25,7 @@ from .latents import FlatLatents
 from .rewrites import LinAlgError, rewritten
 from .structure import ModelStructure, read_model
 
+_PACKAGE = Path(__file__).parents[1]
 _PATHS = ("vmap", "plate", "loop")
 _JACOBIAN = "the Jacobian"
 _ENUMERATED = "the model with its enumerated sites summed out"
@@ -98,6 +104,7 @@ class LogJoint:
         self.rewritten = False
         self._indices: Mapping[str, Tensor] = {}
         self._advised = True
+        self._own_control_flow = False
         self.path = self._choose(_PATHS if path is None else (path,))
 
     def __call__(self, z: Tensor) -> Tensor:
@@ -113,6 +120,46 @@ class LogJoint:
         except LinAlgError:
             # Only this call: intercepting every operation costs time.
             return self._by(self.path, z, True)
+
+    @torch.no_grad()
+    def full(self, z: Tensor) -> Tensor:
+        r"""Log joint density ``(N,)`` with all data, where the model's plates draw minibatches; without gradient.
+
+        A minibatch gives an unbiased estimate of the log-density, whose exponential is no weight. Here the minibatches run
+        through the plates systematically: those that tile the :math:`n` elements by :math:`b` count :math:`b/n` each, and
+        those filled from the :math:`r` that are left over share :math:`r/n`.
+
+        Raises:
+            ValueError: If the indices cannot be set, as with enumerated sites, or too many minibatches would be needed.
+        """
+        if not self.structure.subsampled:
+            return self(z)
+        if self.structure.enumerated:
+            raise ValueError(
+                f"plates {list(self.structure.subsampled)} are subsampled and sites are enumerated, so the log-density is known "
+                f"by estimates only, which give no weights; call fit with all the data, without subsampling"
+            )
+        windows = [_windows(name, *sizes) for name, sizes in self._subsample_sizes(z[0]).items()]
+        count = math.prod(map(len, windows))
+        if count > 4096:
+            raise ValueError(
+                f"plates {list(self.structure.subsampled)}: all data would take {count:,} minibatches, 4,096 at most are taken; "
+                f"choose a larger subsample_size, best one that divides the size of the plate"
+            )
+        total = torch.zeros(len(z), dtype=torch.float64, device=z.device)
+        try:
+            for chosen in itertools.product(*windows):
+                self._indices = {name: indices.to(z.device) for name, indices, _ in chosen}
+                total += math.prod(share for _, _, share in chosen) * self(z).double()
+        finally:
+            self._indices = {}
+        return total
+
+    def _subsample_sizes(self, z: Tensor) -> dict[str, tuple[int, int]]:
+        """Number of elements and of those in a minibatch, by plate."""
+        with torch.random.fork_rng():
+            sizes = self._run(self.latents.constrain(z)[0]).subsample_sizes
+        return {name: pair for name, pair in sizes.items() if pair[0] != pair[1]}
 
     def _by(self, path: str, z: Tensor, rewrite: bool) -> Tensor:
         if path == "plate":
@@ -210,6 +257,10 @@ class LogJoint:
             if path == "plate" and self.structure.enumerated:
                 self.reasons.append("plate: not used with enumerated sites")
                 continue
+            if path == "plate" and self._own_control_flow:
+                # What branches on a draw in single runs branches on all particles at once in the plate.
+                self.reasons.append("plate: not tried, since the model itself branches on values or takes numbers out of tensors")
+                continue
             # The plate needs no rewrites that vmap would not have taken first.
             for rewrite in (True,) if always else (False, True) if path == "vmap" else (False,):
                 label = f"{path}, rewritten" if rewrite else path
@@ -233,6 +284,8 @@ class LogJoint:
                 self._advised = bool(caught)
             return refusal
         except Exception as error:
+            if path == "vmap" and not rewrite:
+                self._own_control_flow = _looks_at_values(error)
             return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
     def _reference(self) -> tuple[Tensor, Evaluation]:
@@ -393,6 +446,28 @@ class LogJoint:
         if self.structure.enumerated:
             return {name: not finite for name, finite in finite_sites(self._enumerated_trace(values)).items()}
         return {name: not bool(torch.isfinite(p).all()) for name, p in self._run(values).log_probs.items()}
+
+
+def _looks_at_values(error: BaseException) -> bool:
+    """Whether an error under vmap came from a line outside torch, Pyro and this package that needs a tensor's value."""
+    if not any(sign in str(error) for sign in ("data-dependent control flow", ".item()", "Cannot access data pointer")):
+        return False
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = [str(Path(module.__file__).parent) + os.sep for module in (torch, pyro)] + [str(_PACKAGE) + os.sep]  # type: ignore[arg-type]
+    return bool(frames) and not frames[-1].filename.startswith(tuple(inside))
+
+
+def _windows(name: str, size: int, batch: int) -> list[tuple[str, Tensor, float]]:
+    """Minibatches over which a weighted mean of log joint densities is that with all data: indices and shares."""
+    whole, rest = divmod(size, batch)
+    found = [(name, torch.arange(i * batch, (i + 1) * batch, device="cpu"), batch / size) for i in range(whole)]
+    if rest:
+        left = torch.arange(size - rest, size, device="cpu")
+        count = rest // math.gcd(rest, batch)
+        # Laid end to end, these hold each of what is left over equally often.
+        tiled = left.repeat(count * batch // rest).reshape(count, batch)
+        found += [(name, row, rest / (size * count)) for row in tiled]
+    return found
 
 
 def _same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> bool:
