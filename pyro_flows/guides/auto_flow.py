@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pyro_flows.distributions import FlowDistribution
 from pyro_flows.flows.registry import FlowFactory, build
+from pyro_flows.model.circle import find_centre
 from pyro_flows.model.sites import InitToSupport, is_circular, is_enumerated, site_support, site_transform
 from pyro_flows.model.structure import check_latents
 from pyro_flows.transforms import Compose, FlowTransform
@@ -36,7 +37,7 @@ class AutoFlow(AutoContinuous):  # type: ignore[misc]
     The unconstrained latents are :math:`z = \mu + L\, f_\theta(\epsilon)`: a flow :math:`f_\theta`, at the identity when training
     starts, in coordinates that are whitened by a fixed location and scale. These start at ``init_loc_fn`` and ``init_scale``.
     Discrete sites that are enumerated (``infer={"enumerate": "parallel"}``) are left to ``TraceEnum_ELBO``. A VonMises site, which
-    Pyro declares real, is taken as the circle cut at :math:`\pm\pi`.
+    Pyro declares real, is taken as a circle, cut opposite the angle where the joint density at setup is highest.
 
     Works with every Pyro ELBO, vectorised particles, ``Predictive``, ``NeuTraReparam``.
 
@@ -149,14 +150,17 @@ class AutoFlow(AutoContinuous):  # type: ignore[misc]
         if self.model is None:
             raise ValueError("this guide was copied or unpickled without its model before setup; build it anew with the model")
         with torch.no_grad():
-            super(AutoContinuous, self)._setup_prototype(*args, **kwargs)
+            self._read_prototype(args, kwargs)
             sites = list(self.prototype_trace.iter_stochastic_nodes())
             check_latents(sites, type(self).__name__)
-            self._transforms = {name: site_transform(site["fn"]) for name, site in sites}
+            self._centre_circles(sites, args, kwargs)
             self._unconstrained_shapes = {name: self._transforms[name].inv(site["value"]).shape for name, site in sites}
-            self._cond_indep_stacks = {name: site["cond_indep_stack"] for name, site in sites}
-            self._circular = [name for name, site in sites if is_circular(site["fn"])]
+            self._cond_indep_stacks = {
+                name: [frame for frame in site["cond_indep_stack"] if frame.vectorized] for name, site in sites
+            }
             self.latent_dim = sum(shape.numel() for shape in self._unconstrained_shapes.values())
+            if self.latent_dim == 0:
+                raise ValueError(f"latent sites {[name for name, _ in sites]} are all empty; there is nothing to approximate")
             loc = self._init_loc()
         whitening = LowerCholeskyAffine(loc, torch.full_like(loc, self._init_scale))
         flow = build(self._flow, self.latent_dim, **self._flow_options).to(device=loc.device, dtype=loc.dtype)
@@ -165,6 +169,45 @@ class AutoFlow(AutoContinuous):  # type: ignore[misc]
             base = base(self.latent_dim)
         self.distribution = FlowDistribution(Compose([flow, whitening]), base)
         self._call_shapes = _shapes(args, kwargs)
+
+    def _read_prototype(self, args: Any, kwargs: Any) -> None:
+        # As AutoGuide does, but loops by pyro.plate are no obstacle: their sites have names of their own.
+        trace = poutine.block(poutine.trace(self.model).get_trace)(*args, **kwargs)
+        self._observed = frozenset(name for name, site in trace.nodes.items() if site["type"] == "sample" and site["is_observed"])
+        hidden = [name for name, site in trace.nodes.items() if site["type"] == "sample" and self._prototype_hide_fn(site)]
+        for name in hidden:
+            trace.remove_node(name)
+        self.prototype_trace = trace
+        if self.master is not None:
+            self.master()._check_prototype(trace)
+        frames = [frame for _, site in trace.iter_stochastic_nodes() for frame in site["cond_indep_stack"] if frame.vectorized]
+        self._prototype_frames = {frame.name: frame for frame in frames}
+
+    def _centre_circles(self, sites: Sequence[tuple[str, dict[str, Any]]], args: Any, kwargs: Any) -> None:
+        """Cut circles opposite the mass, which starts at their centres, and take the other transforms as they are."""
+        values = {name: site["value"] for name, site in sites}
+        circles = {}
+        for name, site in sites:
+            if not is_circular(site["fn"]):
+                continue
+
+            def log_density(angle: Tensor, name: str = name) -> Tensor:
+                model = poutine.condition(self._raw_model[0], data={**values, name: angle})
+                with torch.random.fork_rng(), pyro.validation_enabled(False):
+                    torch.manual_seed(0)
+                    return poutine.block(poutine.trace(model).get_trace)(*args, **kwargs).log_prob_sum()  # type: ignore[no-any-return]
+
+            values[name] = site["value"] = find_centre(log_density, site["value"])
+            circles[name] = site_transform(site["fn"], values[name])
+        self._transforms = {name: circles.get(name) or site_transform(site["fn"]) for name, site in sites}
+        self._circular = list(circles)
+        # Registered as modules, so that a state_dict tells where the circles are cut.
+        self._circle_modules = torch.nn.ModuleList(getattr(circle, "base_transform", circle) for circle in circles.values())
+
+    @property
+    def circles(self) -> dict[str, Any]:
+        """The transforms of the circular sites, by name."""
+        return {name: self._transforms[name] for name in self._circular}
 
     def _init_loc(self) -> Tensor:
         parts = []
@@ -189,13 +232,14 @@ class AutoFlow(AutoContinuous):  # type: ignore[misc]
         model = poutine.block(self.model, self._prototype_hide_fn)
         with torch.no_grad():
             trace = poutine.block(poutine.trace(model).get_trace)(*args, **kwargs)
-        found = {name: tuple(site["value"].shape) for name, site in trace.iter_stochastic_nodes()}
+        found = {name: tuple(site["value"].shape) for name, site in trace.iter_stochastic_nodes() if name not in self._observed}
         known = {name: tuple(site["value"].shape) for name, site in self.prototype_trace.iter_stochastic_nodes()}
         for name in [*known, *found]:
             if known.get(name) != found.get(name):
+                at_setup = f"had shape {known[name]} at setup" if name in known else "was not there at setup"
+                now = f"has {found[name]} in this call" if name in found else "is not there in this call"
                 raise ValueError(
-                    f"latent site {name!r} had shape {known.get(name)} at setup and has {found.get(name)} in this call; "
-                    f"{type(self).__name__} needs latents of fixed shape"
+                    f"latent site {name!r} {at_setup} and {now}; {type(self).__name__} needs the same latents in every call"
                 )
         self._call_shapes = shapes
 
@@ -293,44 +337,61 @@ class AutoFlow(AutoContinuous):  # type: ignore[misc]
         """Log-density of the guide at given site values, in the constrained space of the model.
 
         Args:
-            values: A value ``(*, site shape)`` for every latent site.
+            values: A value ``(*, site shape)`` for every latent site; batch shapes broadcast.
             args: Arguments of the model, needed only before :meth:`setup`.
             kwargs: Keyword arguments of the model.
 
         Returns:
-            Log-density, ``(*)``.
+            Log-density, ``(*)``; minus infinity on the edge of a support.
 
         Raises:
-            ValueError: If a site is missing, unknown or of the wrong shape.
+            ValueError: If a site is missing, unknown, of the wrong shape or dtype, or outside its support.
         """
         self.setup(*args, **kwargs)
         latent, log_det = self._unconstrain(values)
-        return self.distribution.log_prob(latent) - log_det
+        edge = ~torch.isfinite(latent).all(-1)
+        inside = torch.where(edge.unsqueeze(-1), torch.zeros_like(latent), latent)
+        log_prob = self.distribution.log_prob(inside) - torch.where(edge, torch.zeros_like(log_det), log_det)
+        return torch.where(edge, torch.full_like(log_prob, -torch.inf), log_prob)
 
     def unconstrain(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Unconstrained latents ``(*, D)`` of site values ``(*, site shape)``.
+        """Unconstrained latents ``(*, D)`` of site values ``(*, site shape)``, whose batch shapes broadcast.
 
         Raises:
-            ValueError: If a site is missing, unknown or of the wrong shape.
+            ValueError: If a site is missing, unknown, of the wrong shape or dtype, or outside its support.
         """
         return self._unconstrain(values)[0]
 
     def _unconstrain(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         if set(values) != set(self._unconstrained_shapes):
             raise ValueError(f"values must hold the sites {sorted(self._unconstrained_shapes)}, got {sorted(values)}")
-        parts, total = [], None
+        dtype, device = self.whitening.loc.dtype, self.whitening.loc.device
+        parts, log_dets = [], []
         for name, site in self.prototype_trace.iter_stochastic_nodes():
             shape, value, transform = site["value"].shape, values[name], self._transforms[name]
+            if not isinstance(value, Tensor):
+                value = torch.as_tensor(value, dtype=dtype, device=device)
+            if value.dtype != dtype:
+                raise ValueError(f"values[{name!r}] has dtype {value.dtype}, the guide has {dtype}; convert one of them")
             if value.shape[value.dim() - len(shape) :] != shape:
                 expected = ", ".join(["*", *map(str, shape)])
                 raise ValueError(f"values[{name!r}] has shape {tuple(value.shape)}, expected ({expected})")
+            support = site_support(site["fn"])
+            fits = torch.isfinite(value) if name in self._circular else support.check(value)
+            if not bool(fits.all()) or bool(torch.isnan(value).any()):
+                raise ValueError(f"values[{name!r}] must lie in the support {support}, got {value.reshape(-1)[:5].tolist()}")
             batch = value.shape[: value.dim() - len(shape)]
             unconstrained = transform.inv(value)
             log_det = transform.log_abs_det_jacobian(unconstrained, value)
-            log_det = sum_rightmost(log_det, log_det.dim() - len(batch))
+            log_dets.append(sum_rightmost(log_det, log_det.dim() - len(batch)))
             parts.append(unconstrained.reshape(*batch, -1))
-            total = log_det if total is None else total + log_det
-        return torch.cat(parts, -1), total  # type: ignore[return-value]
+        try:
+            batch = torch.broadcast_shapes(*[part.shape[:-1] for part in parts])
+        except RuntimeError as error:
+            shapes = {name: tuple(torch.as_tensor(value).shape) for name, value in values.items()}
+            raise ValueError(f"values: the batch shapes of the sites do not broadcast, got the shapes {shapes}") from error
+        total = torch.stack([log_det.expand(batch) for log_det in log_dets]).sum(0)
+        return torch.cat([part.expand(*batch, -1) for part in parts], -1), total
 
     @torch.no_grad()
     def median(self, *args: Any, num_samples: int = 10_000, **kwargs: Any) -> dict[str, Tensor]:

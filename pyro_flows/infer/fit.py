@@ -80,8 +80,9 @@ def fit(
     began = time.monotonic()
     with _seeded(seed):
         structure = read_model(model, args, call_kwargs)
-        log_joint = LogJoint(model, args, call_kwargs, structure)
         auto_guide = _make_guide(model, guide, args, call_kwargs)
+        structure = structure.with_circles(auto_guide.circles)
+        log_joint = LogJoint(model, args, call_kwargs, structure)
         if auto_guide.latent_dim != structure.dim:
             raise ValueError(
                 f"guide has {auto_guide.latent_dim} latent dimensions and the model {structure.dim}; give guide= made for it"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +9,11 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import biject_to, constraints
+from torch.distributions.transforms import IndependentTransform
+
+from .circle import CIRCLE, CircleTransform
 
 Site = dict[str, Any]
-
-_CIRCLE = constraints.interval(-math.pi, math.pi)
 
 
 def innermost(fn: Any) -> Any:
@@ -39,7 +39,7 @@ def site_support(fn: Any) -> constraints.Constraint:
         -3.141592653589793
     """
     if is_circular(fn):
-        return constraints.independent(_CIRCLE, fn.event_dim) if fn.event_dim else _CIRCLE
+        return constraints.independent(CIRCLE, fn.event_dim) if fn.event_dim else CIRCLE
     return fn.support
 
 
@@ -53,8 +53,12 @@ def is_circular(fn: Any) -> bool:
     return isinstance(innermost(fn), (dist.VonMises, dist.SineBivariateVonMises))
 
 
-def site_transform(fn: Any) -> Any:
+def site_transform(fn: Any, centre: Tensor | None = None) -> Any:
     """Bijection from unconstrained values to the support of a site, as ``biject_to`` but right on circles.
+
+    Args:
+        fn: Distribution of the site.
+        centre: For a circle, the value opposite which it is cut; zero if None.
 
     Raises:
         ValueError: If no bijection is known for the support.
@@ -64,6 +68,9 @@ def site_transform(fn: Any) -> Any:
         tensor(1.)
     """
     support = site_support(fn)
+    if is_circular(fn):
+        circle = CircleTransform(torch.zeros(()) if centre is None else centre)
+        return IndependentTransform(circle, fn.event_dim) if fn.event_dim else circle
     try:
         return biject_to(support)
     except NotImplementedError as error:

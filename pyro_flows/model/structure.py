@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -107,6 +107,24 @@ class ModelStructure:
     def local_sites(self) -> tuple[LatentSite, ...]:
         """The latent sites inside a subsampled plate."""
         return tuple(site for site in self.sites if site.subsampled)
+
+    def with_circles(self, transforms: Mapping[str, Any]) -> ModelStructure:
+        """The same, with other transforms at circular sites, which start at their centres.
+
+        Args:
+            transforms: A transform by name, for each circular site.
+
+        Example:
+            >>> def model():
+            ...     pyro.sample("x", dist.VonMises(3.0, 1.0))
+            >>> from pyro_flows.model.circle import CircleTransform
+            >>> read_model(model).with_circles({"x": CircleTransform(torch.tensor(3.0))}).initial["x"].round(decimals=3)
+            tensor(3.)
+        """
+        sites = tuple(replace(site, transform=transforms.get(site.name, site.transform)) for site in self.sites)
+        zeros = {site.name: self.initial[site.name].new_zeros(site.unconstrained_shape) for site in sites}
+        centres = {name: transform(zeros[name]) for name, transform in transforms.items()}
+        return replace(self, sites=sites, initial={**self.initial, **centres})
 
     def check_same(self, other: ModelStructure) -> None:
         """Refuse another reading of the model whose latent sites are not these.

@@ -263,7 +263,7 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
                     if tensor is not None:
                         if tensor.is_inference():
                             return None
-                        key += (id(tensor), tensor._version, tensor.requires_grad)
+                        key += (id(tensor), tensor.data_ptr(), tensor._version, tensor.requires_grad)
             stack += [child for child in module._modules.values() if child is not None]
         return tuple(key)
 
