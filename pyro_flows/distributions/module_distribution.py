@@ -74,5 +74,5 @@ class ModuleDistribution(TorchDistribution, nn.Module):  # type: ignore[misc]
         return new
 
     def _check_value(self, value: Tensor) -> None:
-        if self._validate_args and is_eager():
+        if self._validate_args and is_eager() and value.numel():  # torch's check of a support cannot take empty ones
             self._validate_sample(value)

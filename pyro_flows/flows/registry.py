@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -157,8 +158,15 @@ def build(flow: str | FlowFactory, input_dim: int, context_dim: int = 0, **optio
         factory = flow
     else:
         raise ValueError(f"flow must be a name or a callable (input_dim, context_dim), got {type(flow).__name__}")
-    transform = factory(input_dim, context_dim, **options)
     label = repr(flow) if isinstance(flow, str) else getattr(flow, "__name__", type(flow).__name__)
+    try:
+        inspect.signature(factory).bind(input_dim, context_dim, **options)
+    except TypeError as error:
+        raise ValueError(
+            f"flow={label} cannot be called as (input_dim, context_dim{''.join(f', {name}=' for name in options)}): {error}; "
+            f"its signature is {inspect.signature(factory)}"
+        ) from error
+    transform = factory(input_dim, context_dim, **options)
     if not isinstance(transform, FlowTransform):
         raise ValueError(f"flow={label} returned {type(transform).__name__}; it must return a FlowTransform")
     if tuple(transform.event_shape) != (input_dim,) or transform.context_dim != context_dim:

@@ -18,7 +18,7 @@ from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor
 
 from pyro_flows.distributions import FlowDistribution
-from pyro_flows.flows.registry import FlowFactory, build
+from pyro_flows.flows.registry import FlowFactory, build, get
 from pyro_flows.model.circle import find_centre
 from pyro_flows.model.sites import InitToSupport, is_circular, is_enumerated, site_support, site_transform
 from pyro_flows.model.structure import check_latents
@@ -55,7 +55,7 @@ class AutoFlow(AutoContinuous):  # type: ignore[misc]
 
     Raises:
         ValueError: If an argument is not as described; at :meth:`setup`, if the model has no continuous latent, a discrete one
-            that is not enumerated, or a latent local to a subsampled plate (use ``AutoPlateFlow``).
+            that is not enumerated, or a latent local to a subsampled plate.
 
     References:
         Rezende, Mohamed (2015), *Variational inference with normalizing flows*, https://arxiv.org/abs/1505.05770
@@ -89,6 +89,8 @@ class AutoFlow(AutoContinuous):  # type: ignore[misc]
             raise ValueError(f"init_scale must be a positive number, got {init_scale!r}")
         if not callable(init_loc_fn):
             raise ValueError(f"init_loc_fn must be callable, got {type(init_loc_fn).__name__}; see pyro.infer.autoguide.init_to_*")
+        if isinstance(flow, str):
+            get(flow)  # an unknown name is said now, not at setup
         super().__init__(model, init_loc_fn=InitToSupport(init_loc_fn))
         self.create_plates = create_plates
         self._raw_model = (model,)
@@ -121,6 +123,16 @@ class AutoFlow(AutoContinuous):  # type: ignore[misc]
         new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         new.__dict__.update(_model=self._model, _raw_model=self._raw_model, create_plates=self.create_plates)
         return new
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Load parameters and buffers, as every module does, after :meth:`setup`.
+
+        Raises:
+            ValueError: If the guide has not been set up, and so has none.
+        """
+        if self.prototype_trace is None:
+            raise ValueError("this guide has no parameters yet; call guide.setup with the arguments of the model first")
+        return super().load_state_dict(state_dict, *args, **kwargs)
 
     # Setting up
 
@@ -422,6 +434,8 @@ class AutoFlow(AutoContinuous):  # type: ignore[misc]
         Raises:
             ValueError: If a probability is outside [0, 1].
         """
+        if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1:
+            raise ValueError(f"num_samples must be a positive integer, got {num_samples!r}")
         self.setup(*args, **kwargs)
         latent = self.distribution.sample((num_samples,))
         probs = torch.as_tensor(quantiles, dtype=latent.dtype, device=latent.device).reshape(-1)

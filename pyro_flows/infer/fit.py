@@ -90,7 +90,7 @@ def fit(
         record: dict[str, Any] = {
             "dim": structure.dim,
             "guide": type(auto_guide).__name__,
-            "flow": guide if isinstance(guide, str) else "default" if guide is None else getattr(guide, "__name__", "given"),
+            "flow": _flow_name(guide, structure.dim),
             "path": log_joint.path,
             "path_reasons": list(log_joint.reasons),
             "objective": objective,
@@ -173,6 +173,12 @@ def _make_guide(model: Callable[..., Any], guide: Any, args: Any, kwargs: Mappin
     return AutoFlow(model, flow=_default_flow).setup(*args, **kwargs)
 
 
+def _flow_name(guide: Any, dim: int) -> str:
+    if guide is None:
+        return "nsf_coupling" if dim == 1 else "real_nvp"
+    return guide if isinstance(guide, str) else getattr(guide, "__name__", "given")
+
+
 def _default_flow(input_dim: int, context_dim: int = 0) -> Compose:
     """Eight affine couplings; narrow conditioners are as good in few dimensions, and twice as fast.
 
@@ -212,6 +218,7 @@ def _start(
     guide.whitening.set(best.loc, best.scale_tril)
     record["start"] = best.name
     record["starts"] = {start.name: start.elbo for start in tried}
+    record["start_notes"] = [] if "Laplace" in record["starts"] else ["Laplace: no mode with positive curvature was found in time"]
 
 
 def _point(guide: AutoFlow, init: Any) -> Tensor:
@@ -236,7 +243,10 @@ def _explain(log_joint: LogJoint, z: Tensor) -> str:
     with torch.no_grad():
         sites = {name: count for name, count in log_joint.nonfinite_sites(z).items() if count}
     if not sites:
-        return ""
+        return (
+            "; the density is finite at the draws, its gradient is not: look for torch.where over an operation that is not "
+            "finite in the branch not taken, for both branches are differentiated"
+        )
     listed = ", ".join(f"{name!r} ({count} of {len(z)} draws)" for name, count in sites.items())
     return f"; sites whose log-probability was not finite: {listed}"
 

@@ -150,8 +150,8 @@ def mean_field(
     shift = torch.zeros_like(loc, requires_grad=True)
     log_scale = torch.zeros_like(loc, requires_grad=True)
     optimizer = torch.optim.Adam([shift, log_scale], lr=0.1)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, num_steps)
-    for _ in range(num_steps):
+    for step in range(num_steps):
+        optimizer.param_groups[0]["lr"] = 0.05 * (1 + math.cos(math.pi * step / num_steps))
         if time.monotonic() > deadline:
             break
         noise = torch.randn(num_particles, loc.shape[0], dtype=loc.dtype, device=loc.device)
@@ -164,7 +164,6 @@ def mean_field(
         if all(gradient is not None and bool(torch.isfinite(gradient).all()) for gradient in gradients):
             torch.nn.utils.clip_grad_norm_([shift, log_scale], 10.0 * math.sqrt(loc.shape[0]))
             optimizer.step()
-        schedule.step()
     with torch.no_grad():
         return loc + scale * shift, scale * log_scale.exp()
 

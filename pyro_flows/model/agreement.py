@@ -96,7 +96,8 @@ def cut_directions(
 @torch.no_grad()
 def _is_cut(value: Callable[[Tensor], Tensor], points: Tensor, gradients: Tensor, block: slice) -> bool:
     eps = torch.finfo(points.dtype).eps
-    step = eps ** (1 / 3)
+    # Far from the origin a step must be many times the spacing of numbers there.
+    step = max(eps ** (1 / 3), 256 * eps * float(points[:, block].abs().max()))
     votes: list[bool] = []
     for point, gradient in zip(points, gradients, strict=True):
         direction = torch.zeros_like(point)

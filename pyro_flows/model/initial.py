@@ -17,7 +17,7 @@ def initial_point(log_joint: LogJoint, num_tries: int = 100, init_loc_fn: Callab
 
     Args:
         log_joint: The log joint density.
-        num_tries: Random points tried, uniform on (-2, 2) in each coordinate.
+        num_tries: Random points tried, uniform in each coordinate, on (-2, 2) at first and on (-10, 10) at last.
         init_loc_fn: Pyro initialisation strategy, ``site -> value``; None for that with which the model was read. A
             site whose prior cannot be sampled starts at the centre of its support.
 
@@ -39,7 +39,7 @@ def initial_point(log_joint: LogJoint, num_tries: int = 100, init_loc_fn: Callab
         structure = read_model(log_joint.model, log_joint.args, log_joint.kwargs, init_loc_fn)
         log_joint.structure.check_same(structure)
     point = log_joint.latents.unconstrain(structure.initial)
-    for _ in range(num_tries + 1):
+    for attempt in range(num_tries + 1):
         z = point[None].detach().requires_grad_()
         with torch.enable_grad():
             value = log_joint(z)
@@ -47,9 +47,15 @@ def initial_point(log_joint: LogJoint, num_tries: int = 100, init_loc_fn: Callab
         if bool(torch.isfinite(value).all() & torch.isfinite(gradient).all()):
             return point.detach()
         tried = point
-        point = torch.empty_like(point).uniform_(-2, 2)
+        # Farther out with every try: unconstrained coordinates have no unit that would hold for all models.
+        point = torch.empty_like(point).uniform_(-1, 1) * 2 * (1 + 4 * attempt / num_tries)
+    if bool(torch.isfinite(value).all()):
+        raise ValueError(
+            f"no point with a finite gradient was found in {num_tries} tries, though the log-density is finite at the last: look "
+            f"for torch.where over an operation that is not finite in the branch not taken, for both branches are differentiated"
+        )
     sites = {name: count for name, count in log_joint.nonfinite_sites(tried[None]).items() if count}
     raise ValueError(
         f"no point with a finite log-density was found in {num_tries} tries; not finite at the last: "
-        f"{sorted(sites) or 'the gradient'}; give init= a point inside the support"
+        f"{sorted(sites)}; give init= a point inside the support"
     )

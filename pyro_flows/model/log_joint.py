@@ -97,7 +97,7 @@ class LogJoint:
         if self.structure.local_sites:
             names = [site.name for site in self.structure.local_sites]
             raise ValueError(
-                f"latent sites {names} are local to a subsampled plate and have no log joint density; use AutoPlateFlow"
+                f"latent sites {names} are local to a subsampled plate and have no log joint density; do not subsample that plate"
             )
         self.latents = FlatLatents(self.structure)
         self.reasons: list[str] = []
@@ -324,6 +324,11 @@ class LogJoint:
             value = self._total(terms)
             if value.shape != (len(probe),):
                 raise ValueError(f"log-density has shape {tuple(value.shape)} for {len(probe)} particles")
+            if not value.requires_grad:
+                raise ValueError(
+                    f"the log joint density depends on none of the latent sites {[site.name for site in self.structure.sites]}, so "
+                    f"the posterior is improper; give them priors, or data that depend on them"
+                )
             (gradient,) = torch.autograd.grad(value.sum(), z)
         return Evaluation(value.detach(), gradient, {name: term.detach() for name, term in terms.items()})
 

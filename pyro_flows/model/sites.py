@@ -81,14 +81,14 @@ def site_transform(fn: Any, centre: Tensor | None = None) -> Any:
 
 
 def is_enumerated(site: Site) -> bool:
-    """Whether a site is discrete and marked ``infer={"enumerate": …}``, so that ``TraceEnum_ELBO`` sums over it.
+    """Whether a site is discrete and marked ``infer={"enumerate": "parallel"}``, so that ``TraceEnum_ELBO`` sums over it.
 
     Example:
         >>> site = {"type": "sample", "fn": dist.Bernoulli(0.5), "is_observed": False}
         >>> is_enumerated({**site, "infer": {"enumerate": "parallel"}})
         True
     """
-    if site["type"] != "sample" or site["is_observed"] or not site.get("infer", {}).get("enumerate"):
+    if site["type"] != "sample" or site["is_observed"] or (site.get("infer") or {}).get("enumerate") != "parallel":
         return False
     return bool(getattr(site["fn"], "has_enumerate_support", False))
 

@@ -346,15 +346,19 @@ def check_latents(sites: Sequence[tuple[str, Site]], guide: str, *, allow_local:
     if not sites:
         raise ValueError(f"the model has no continuous latent sites, so {guide} has nothing to approximate; use an empty guide")
     for name, site in sites:
+        how = (site.get("infer") or {}).get("enumerate")
+        if how not in (None, False, "parallel") and site_support(site["fn"]).is_discrete:
+            raise ValueError(f"latent site {name!r} is marked infer={{'enumerate': {how!r}}}; only 'parallel' is supported")
         if site_support(site["fn"]).is_discrete:
             raise ValueError(
-                f"latent site {name!r} is discrete; mark it infer={{'enumerate': 'parallel'}} and use TraceEnum_ELBO, "
+                f"latent site {name!r} is discrete. If it is data, its value was not given: check the "
+                f"arguments of the model. Else mark it infer={{'enumerate': 'parallel'}} and use TraceEnum_ELBO, "
                 f"or hide it with pyro.poutine.block and give it a guide of its own"
             )
         for frame in site["cond_indep_stack"]:
             if not allow_local and _is_subsampled(frame):
                 raise ValueError(
                     f"latent site {name!r} is local to plate {frame.name!r}, which is subsampled ({frame.size} of "
-                    f"{frame.full_size}); {guide} over all latents would mix up its elements: use AutoPlateFlow, or "
-                    f"do not subsample that plate"
+                    f"{frame.full_size}); {guide} over all latents would mix up its elements: do not subsample that plate, or "
+                    f"write a guide for it (a guide for such plates, AutoPlateFlow, is planned)"
                 )

@@ -98,7 +98,7 @@ def test_a_discrete_latent_that_is_not_enumerated_is_refused_by_name() -> None:
         pyro.sample("mu", dist.Normal(0.0, 1.0))
         pyro.sample("k", dist.Bernoulli(0.5))
 
-    with pytest.raises(ValueError, match="'k' is discrete; mark it infer={'enumerate': 'parallel'}"):
+    with pytest.raises(ValueError, match=r"'k' is discrete\. If it is data.*mark it infer=\{'enumerate': 'parallel'\}"):
         read_model(model)
 
 
