@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from .fit import fit
+from .gaussian import Gaussian
 from .path_elbo import PathELBO, path_log_prob
 from .result import Fit
-from .start import GaussianStart
 from .training import Schedule
 
-__all__ = ["Fit", "GaussianStart", "PathELBO", "Schedule", "fit", "path_log_prob"]
+__all__ = ["Fit", "Gaussian", "PathELBO", "Schedule", "fit", "path_log_prob"]

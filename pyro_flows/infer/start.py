@@ -4,177 +4,34 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-LogDensity = Callable[[Tensor], Tensor]
+from .batch_and_match import batch_and_match
+from .gaussian import Density, Gaussian, LogDensity, gaussian_elbo
+from .laplace import laplace
+from .pathfinder import climb, pathfinder
 
-
-@dataclass(frozen=True)
-class GaussianStart:
-    """A Gaussian over the unconstrained latents.
-
-    Args:
-        name: How it was found.
-        loc: Mean, ``(D,)``.
-        scale_tril: Cholesky factor of the covariance, ``(D, D)``.
-        elbo: Its evidence lower bound in nats.
-
-    Example:
-        >>> GaussianStart("plain", torch.zeros(2), torch.eye(2), -3.0).name
-        'plain'
-    """
-
-    name: str
-    loc: Tensor
-    scale_tril: Tensor
-    elbo: float
-
-
-@torch.no_grad()
-def gaussian_elbo(
-    log_density: LogDensity, loc: Tensor, scale_tril: Tensor, num_particles: int = 1024, chunk: int | None = None
-) -> float:
-    """Evidence lower bound of a Gaussian, from draws; minus infinity if any draw has no finite log-density.
-
-    Args:
-        log_density: Maps ``(N, D)`` to ``(N,)``.
-        loc: Mean, ``(D,)``.
-        scale_tril: Cholesky factor, ``(D, D)``.
-        num_particles: Number of draws.
-        chunk: How many to evaluate at once; None for all.
-
-    Example:
-        >>> round(gaussian_elbo(lambda z: -0.5 * z.square().sum(-1), torch.zeros(2), torch.eye(2)), 4)
-        1.8379
-    """
-    noise = torch.randn(num_particles, loc.shape[0], dtype=loc.dtype, device=loc.device)
-    log_p = torch.cat([log_density(loc + part @ scale_tril.mT) for part in noise.split(chunk or num_particles)]).double()
-    log_q = -0.5 * noise.double().square().sum(-1) - scale_tril.diagonal().double().log().sum()
-    value = (log_p - log_q).mean().item() + 0.5 * math.log(2 * math.pi) * loc.shape[0]
-    return value if math.isfinite(value) else -math.inf
-
-
-class _OutOfTimeError(Exception):
-    pass
-
-
-def laplace(
-    log_density: LogDensity, point: Tensor, max_iter: int = 200, deadline: float = math.inf
-) -> tuple[Tensor, Tensor] | None:
-    """Mode and Cholesky factor of the inverse curvature there, by L-BFGS; None where no such mode is found in time.
-
-    Args:
-        log_density: Maps ``(N, D)`` to ``(N,)``.
-        point: Where the search begins, ``(D,)``.
-        max_iter: Iterations of L-BFGS.
-        deadline: When to give up, on the clock of ``time.monotonic``.
-
-    Example:
-        >>> loc, scale_tril = laplace(lambda z: -0.5 * (z - 3).square().sum(-1) / 4, torch.zeros(1))
-        >>> round(loc.item(), 3), round(scale_tril.item(), 3)
-        (3.0, 2.0)
-    """
-    z = point.detach().clone().requires_grad_()
-    optimizer = torch.optim.LBFGS([z], max_iter=max_iter, history_size=20, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        if time.monotonic() > deadline:
-            raise _OutOfTimeError
-        optimizer.zero_grad()
-        loss = -log_density(z[None])[0]
-        loss.backward()
-        return loss
-
-    try:
-        optimizer.step(closure)
-    except _OutOfTimeError:
-        return None
-    mode = z.detach()
-    if not bool(torch.isfinite(mode).all()) or not math.isfinite(log_density(mode[None])[0].item()):
-        return None
-    precision = _negative_hessian(log_density, mode)
-    if not bool(torch.isfinite(precision).all()):
-        return None
-    values, vectors = torch.linalg.eigh(precision.double())
-    if float(values.max()) <= 0:
-        return None
-    # Directions of negative or vanishing curvature have no scale of their own: leave them at one unit at most.
-    values = torch.where(values > 1e-8 * values.max(), values, torch.ones_like(values)).clamp_min(1e-12)
-    covariance = (vectors / values) @ vectors.mT
-    scale_tril, info = torch.linalg.cholesky_ex(0.5 * (covariance + covariance.mT))
-    return (mode, scale_tril.to(mode.dtype)) if int(info) == 0 else None
-
-
-def _negative_hessian(log_density: LogDensity, at: Tensor) -> Tensor:
-    """Central differences of the gradient, ``(D, D)``; works for every path by which the model is evaluated."""
-    dim = at.shape[0]
-    step = (torch.finfo(at.dtype).eps ** (1 / 3)) * (1 + at.abs())
-    offsets = torch.diag(step)
-    points = torch.cat([at + offsets, at - offsets]).requires_grad_()
-    (gradient,) = torch.autograd.grad(log_density(points).sum(), points)
-    hessian = (gradient[:dim] - gradient[dim:]) / (2 * step[:, None])
-    return -0.5 * (hessian + hessian.mT)
-
-
-def mean_field(
-    log_density: LogDensity,
-    loc: Tensor,
-    scale: Tensor,
-    *,
-    num_steps: int = 400,
-    num_particles: int = 64,
-    deadline: float = math.inf,
-) -> tuple[Tensor, Tensor]:
-    """Mean-field Gaussian trained by path gradients from a given one, in its coordinates.
-
-    Args:
-        log_density: Maps ``(N, D)`` to ``(N,)``.
-        loc: Mean at the start, ``(D,)``.
-        scale: Standard deviations at the start, ``(D,)``.
-        num_steps: Steps of Adam with cosine decay.
-        num_particles: Draws per step.
-        deadline: When to stop, on the clock of ``time.monotonic``.
-
-    Returns:
-        Mean and standard deviations, ``(D,)`` each.
-
-    Example:
-        >>> loc, scale = mean_field(lambda z: -0.5 * (z - 3).square().sum(-1) / 4, torch.zeros(1), torch.ones(1))
-        >>> abs(loc.item() - 3) < 0.1 and abs(scale.item() - 2) < 0.1
-        True
-    """
-    shift = torch.zeros_like(loc, requires_grad=True)
-    log_scale = torch.zeros_like(loc, requires_grad=True)
-    optimizer = torch.optim.Adam([shift, log_scale], lr=0.1)
-    for step in range(num_steps):
-        optimizer.param_groups[0]["lr"] = 0.05 * (1 + math.cos(math.pi * step / num_steps))
-        if time.monotonic() > deadline:
-            break
-        noise = torch.randn(num_particles, loc.shape[0], dtype=loc.dtype, device=loc.device)
-        z = loc + scale * (shift + log_scale.exp() * noise)
-        path = (z * (-noise / (scale * log_scale.detach().exp()))).sum(-1)
-        loss = (path - log_density(z)).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        gradients = [parameter.grad for parameter in (shift, log_scale)]
-        if all(gradient is not None and bool(torch.isfinite(gradient).all()) for gradient in gradients):
-            torch.nn.utils.clip_grad_norm_([shift, log_scale], 10.0 * math.sqrt(loc.shape[0]))
-            optimizer.step()
-    with torch.no_grad():
-        return loc + scale * shift, scale * log_scale.exp()
+#: Iterations after which the finalists are compared.
+HEAT = 20
 
 
 def choose_start(
-    log_density: LogDensity, point: Tensor, init_scale: float, num_particles: int = 256, max_time: float = math.inf
-) -> tuple[GaussianStart, list[GaussianStart]]:
-    """Propose Gaussians and take the one with the best evidence lower bound.
+    log_density: LogDensity,
+    point: Tensor,
+    init_scale: float,
+    num_particles: int = 256,
+    max_time: float = math.inf,
+    num_paths: int = 4,
+) -> tuple[Gaussian, list[Gaussian]]:
+    """Propose Gaussians, match the best of them to the posterior, and take the one with the best evidence lower bound.
 
-    Proposed are the plain one at ``point`` with ``init_scale`` and with unit scale, the Laplace approximation from ``point``, and a
-    mean-field Gaussian trained from the best of these.
+    Proposed are the plain one at ``point`` with ``init_scale`` and with unit scale, the best along several paths of L-BFGS
+    (:func:`~pyro_flows.infer.pathfinder.pathfinder`), and the Laplace approximation at the highest end of these. The plain ones and
+    the best two others run a heat of :func:`~pyro_flows.infer.batch_and_match.batch_and_match`; the winner goes on until it has
+    converged.
 
     Args:
         log_density: Maps ``(N, D)`` to ``(N,)``.
@@ -182,9 +39,10 @@ def choose_start(
         init_scale: Scale of the plain start.
         num_particles: Draws to evaluate at once, at most.
         max_time: Seconds after which the best found by then is taken.
+        num_paths: Paths of L-BFGS, the first from ``point``, the others from random points around it.
 
     Returns:
-        The best, and all in the order of their making.
+        The best, and all in the order of their making; float64, on the CPU.
 
     Example:
         >>> best, tried = choose_start(lambda z: -0.5 * (z - 3).square().sum(-1), torch.zeros(2), 0.1)
@@ -192,21 +50,51 @@ def choose_start(
         True
     """
     deadline = time.monotonic() + max_time
-
-    def start(name: str, loc: Tensor, tril: Tensor) -> GaussianStart:
-        return GaussianStart(
-            name, loc, tril, gaussian_elbo(log_density, loc, tril, min(1024, 4 * num_particles), chunk=num_particles)
-        )
-
-    eye = torch.eye(point.shape[0], dtype=point.dtype, device=point.device)
-    proposals = [("plain", point, init_scale * eye), ("plain, unit scale", point, eye)]
-    found = laplace(log_density, point, deadline=deadline)
-    if found is not None:
-        proposals.append(("Laplace", *found))
-    tried = [start(*proposal) for proposal in proposals]
-    best = max(tried, key=lambda start: start.elbo)
-    marginal = best.scale_tril.square().sum(-1).sqrt()
-    loc, scale = mean_field(log_density, best.loc, marginal, num_particles=min(64, num_particles), deadline=deadline)
-    if bool(torch.isfinite(loc).all() & torch.isfinite(scale).all()):
-        tried.append(start("mean-field", loc, scale.diag()))
+    density = Density(log_density, point, chunk=num_particles)
+    begin = point.detach().double().cpu()
+    tried = [
+        Gaussian(name, loc, scale_tril, gaussian_elbo(density, loc, scale_tril))
+        for name, loc, scale_tril in _proposals(density, begin, init_scale, num_paths, deadline)
+    ]
+    others = sorted(tried[2:], key=lambda start: start.elbo, reverse=True)[:2]
+    finalists = [start for start in (*tried[:2], *others) if math.isfinite(start.elbo)]
+    matched = []
+    for start in finalists:
+        if time.monotonic() < deadline:
+            options = {"max_iter": HEAT, "averaged": 0, "deadline": deadline}
+            matched.append(_matched(density, start, f"{start.name}, matched", options))
+    if matched:
+        tried += matched
+        winner = max(matched, key=lambda start: start.elbo)
+        tried.append(_matched(density, winner, f"{winner.name} until converged", {"deadline": deadline}))
     return max(tried, key=lambda start: start.elbo), tried
+
+
+def _matched(density: Density, start: Gaussian, name: str, options: dict[str, float]) -> Gaussian:
+    loc, scale_tril = batch_and_match(density, start.loc, start.scale_tril, **options)  # type: ignore[arg-type]
+    return Gaussian(name, loc, scale_tril, gaussian_elbo(density, loc, scale_tril))
+
+
+def _proposals(
+    density: Density, point: Tensor, init_scale: float, num_paths: int, deadline: float
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    eye = torch.eye(point.shape[0], dtype=torch.float64, device="cpu")
+    yield "plain", point, init_scale * eye
+    yield "plain, unit scale", point, eye
+    best_end, best_value = point, -math.inf
+    for number in range(num_paths):
+        begin = point if number == 0 else point + torch.empty_like(point).uniform_(-2, 2)
+        value, gradient = density.with_gradient(begin[None])
+        if time.monotonic() > deadline or not bool(torch.isfinite(value).all() & torch.isfinite(gradient).all()):
+            continue
+        path = climb(density, begin, deadline=deadline)
+        end_value = float(density(path.points[-1:])[0])
+        if end_value > best_value:
+            best_end, best_value = path.points[-1], end_value
+        found = pathfinder(density, path)
+        if found is not None:
+            yield f"path {number + 1}", *found
+    if math.isfinite(best_value) and time.monotonic() < deadline:
+        scale_tril = laplace(density, best_end)
+        if scale_tril is not None:
+            yield "Laplace", best_end, scale_tril
