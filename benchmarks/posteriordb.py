@@ -230,9 +230,7 @@ def summary(table: list[dict[str, Any]]) -> None:
     wrong = [row for row in judged if row["verdict"] == "good" and max(number(row, "mean_error"), number(row, "sd_error")) > 0.1]
     exact = [row for row in judged if number(row, "mean_error") < 0.03 and number(row, "sd_error") < 0.03]
     strict = sum(row["verdict"] == "poor" for row in exact)
-    print(
-        f"good with an error above 0.1 sd: {len(wrong)} of {len(judged)}; poor below 0.03 sd: {strict} of {len(exact)}"
-    )
+    print(f"good with an error above 0.1 sd: {len(wrong)} of {len(judged)}; poor below 0.03 sd: {strict} of {len(exact)}")
 
 
 def main() -> None:

@@ -6,13 +6,14 @@ from .arviz import from_groups, psislw, summary, to_netcdf
 from .inference_data import to_inference_data
 from .plots import plot_losses, plot_pairs, plot_weights
 from .verdict import Diagnosis, diagnose
-from .weights import Psis, elbo, importance_ess, log_evidence, psis, psis_resample
+from .weights import Psis, elbo, eubo, importance_ess, log_evidence, psis, psis_resample, usable_log_weights
 
 __all__ = [
     "Diagnosis",
     "Psis",
     "diagnose",
     "elbo",
+    "eubo",
     "from_groups",
     "importance_ess",
     "log_evidence",
@@ -25,4 +26,5 @@ __all__ = [
     "summary",
     "to_inference_data",
     "to_netcdf",
+    "usable_log_weights",
 ]

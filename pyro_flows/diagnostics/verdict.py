@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .shift import Shift, worst_shift
-from .weights import check_log_weights, elbo, importance_ess, log_evidence, psis
+from .weights import elbo, eubo, importance_ess, log_evidence, psis, usable_log_weights
 
 Verdict = Literal["good", "reweight", "poor"]
 
@@ -31,6 +31,8 @@ MIN_ESS = 1 / TOLERANCE**2
 TRIVIAL_SHARE = 1e-3
 #: ELBOs of several starts agree within these nats if training ended anywhere near the optimum.
 AGREEMENT = 0.5
+#: A Kullback-Leibler divergence from posterior to guide, in nats, above which the guide misses some of the posterior.
+MISSED = 0.5
 #: A start that ended further below the evidence than this could hold no more than 1 % of the posterior.
 NEGLIGIBLE = math.log(100)
 
@@ -54,6 +56,9 @@ class Diagnosis:
         log_weight_sd: Standard deviation of the finite log-weights, nats.
         elbo: Evidence lower bound, nats.
         elbo_mcse: Its Monte Carlo standard error, nats.
+        eubo: Evidence upper bound, nats, from posterior draws; NaN without them. Less the ELBO, it is the sum of both
+            Kullback-Leibler divergences, and large where the guide misses a mode that the posterior draws know.
+        eubo_mcse: Its Monte Carlo standard error, nats.
         log_evidence: Log evidence, nats.
         log_evidence_mcse: Its Monte Carlo standard error, nats.
         num_draws: Number of draws.
@@ -79,6 +84,8 @@ class Diagnosis:
     log_weight_sd: float
     elbo: float
     elbo_mcse: float
+    eubo: float
+    eubo_mcse: float
     log_evidence: float
     log_evidence_mcse: float
     num_draws: int
@@ -98,6 +105,8 @@ class Diagnosis:
             ("ELBO", f"{self.elbo:.3f} ± {self.elbo_mcse:.2g} nats"),
             ("log evidence", f"{self.log_evidence:.3f} ± {self.log_evidence_mcse:.2g} nats"),
         ]
+        if not math.isnan(self.eubo):
+            rows.insert(-1, ("EUBO", f"{self.eubo:.3f} ± {self.eubo_mcse:.2g} nats"))
         if not math.isnan(self.worst_mean_shift):
             rows.append(("worst shift of a mean", f"{self.worst_mean_shift:+.3f} posterior sd"))
             rows.append(("worst ratio of sds", f"{self.worst_sd_ratio:.3f}"))
@@ -136,6 +145,7 @@ def diagnose(
     draws: Tensor | None = None,
     stop_reason: str | None = None,
     start_elbos: Sequence[float] | None = None,
+    posterior_log_weights: Tensor | None = None,
 ) -> Diagnosis:
     r"""Judge draws of a guide from their log-densities.
 
@@ -162,6 +172,9 @@ def diagnose(
         draws: The draws ``(S, D)``, best unconstrained, to see shifts of means and spreads.
         stop_reason: Why training ended.
         start_elbos: ELBOs in nats at the end of training from several starts, this fit's included.
+        posterior_log_weights: :math:`\log p - \log q` at draws of the posterior, ``(M,)``, such as those of a long MCMC run.
+            Their mean is the EUBO. Where it stands more than 0.5 nats, three standard errors included, above the log evidence,
+            the guide misses some of what these draws know, and the verdict is poor.
 
     Returns:
         Figures, verdict and advice.
@@ -176,7 +189,7 @@ def diagnose(
         >>> diagnose(log_p, log_q, draws=draws).verdict
         'reweight'
     """
-    log_weights, num_nonfinite = _log_weights(log_p, log_q, draws)
+    log_weights, num_nonfinite = usable_log_weights(log_p, log_q, draws)
     best_start = _check_starts(start_elbos)
     num_draws = len(log_weights)
     finite = log_weights[torch.isfinite(log_weights)]
@@ -200,6 +213,15 @@ def diagnose(
             verdict, advice = _judge(constant, light, num_draws, ess, shift)
             if start_elbos is not None:
                 verdict, advice = _judge_starts(verdict, advice, start_elbos, best_start, evidence)
+    upper = (math.nan, math.nan) if posterior_log_weights is None else eubo(posterior_log_weights)
+    if verdict != "poor" and upper[0] - evidence[0] > MISSED + 3 * math.hypot(upper[1], evidence[1]):
+        verdict, advice = (
+            "poor",
+            (
+                f"At the posterior draws given, the guide's density is too low by {upper[0] - evidence[0]:.2f} nats on average: it "
+                "misses a mode or a tail that they know. Give it more capacity, or other starts."
+            ),
+        )
     if verdict != "good" and stop_reason in ("max_steps", "max_time", "interrupted"):
         advice += f" Training ended by {stop_reason}, before it had converged: more steps may help."
     return Diagnosis(
@@ -212,6 +234,8 @@ def diagnose(
         log_weight_sd=sd,
         elbo=bound[0],
         elbo_mcse=bound[1],
+        eubo=upper[0],
+        eubo_mcse=upper[1],
         log_evidence=evidence[0],
         log_evidence_mcse=evidence[1],
         num_draws=num_draws,
@@ -221,24 +245,6 @@ def diagnose(
         stop_reason=stop_reason,
         advice=advice,
     )
-
-
-def _log_weights(log_p: Tensor, log_q: Tensor, draws: Tensor | None) -> tuple[Tensor, int]:
-    """Log-weights in float64 with minus infinity where they have no value, and how often that is."""
-    for name, value in (("log_p", log_p), ("log_q", log_q)):
-        if not isinstance(value, Tensor) or value.dim() != 1 or len(value) < 2:
-            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"{name} must be a tensor of shape (S,) with S of at least 2, got {got}")
-    if log_p.shape != log_q.shape:
-        raise ValueError(f"log_p and log_q must have the same shape, got {tuple(log_p.shape)} and {tuple(log_q.shape)}")
-    if draws is not None and (draws.dim() != 2 or len(draws) != len(log_p) or draws.shape[1] == 0):
-        raise ValueError(f"draws must have shape ({len(log_p)}, D) with D of at least 1, got {tuple(draws.shape)}")
-    p = log_p.detach().to(device="cpu", dtype=torch.float64)
-    q = log_q.detach().to(device="cpu", dtype=torch.float64)
-    invalid = torch.isnan(p) | torch.isposinf(p) | ~torch.isfinite(q)
-    if draws is not None:
-        invalid = invalid | ~torch.isfinite(draws.detach()).all(-1).cpu()
-    return check_log_weights(torch.where(invalid, -math.inf, p - q)), int(invalid.sum())
 
 
 def _check_starts(start_elbos: Sequence[float] | None) -> float:

@@ -30,6 +30,39 @@ def check_log_weights(log_weights: Tensor, name: str = "log_weights") -> Tensor:
     return values
 
 
+def usable_log_weights(log_p: Tensor, log_q: Tensor, draws: Tensor | None = None) -> tuple[Tensor, int]:
+    """Log-weights in float64, minus infinity where there is none, and how often that is.
+
+    A draw has none where a log-density is NaN or plus infinity, the guide's is not finite, or the draw itself is not.
+
+    Args:
+        log_p: Log joint density of the model at the draws, ``(S,)``, nats; minus infinity is a density of zero.
+        log_q: Log-density of the guide at the draws, ``(S,)``, nats.
+        draws: The draws, ``(S, D)``.
+
+    Raises:
+        ValueError: If the shapes do not fit, or there are fewer than two draws.
+
+    Example:
+        >>> usable_log_weights(torch.tensor([1.0, torch.nan]), torch.zeros(2))
+        (tensor([1., -inf], dtype=torch.float64), 1)
+    """
+    for name, value in (("log_p", log_p), ("log_q", log_q)):
+        if not isinstance(value, Tensor) or value.dim() != 1 or len(value) < 2:
+            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"{name} must be a tensor of shape (S,) with S of at least 2, got {got}")
+    if log_p.shape != log_q.shape:
+        raise ValueError(f"log_p and log_q must have the same shape, got {tuple(log_p.shape)} and {tuple(log_q.shape)}")
+    if draws is not None and (draws.dim() != 2 or len(draws) != len(log_p) or draws.shape[1] == 0):
+        raise ValueError(f"draws must have shape ({len(log_p)}, D) with D of at least 1, got {tuple(draws.shape)}")
+    p = log_p.detach().to(device="cpu", dtype=torch.float64)
+    q = log_q.detach().to(device="cpu", dtype=torch.float64)
+    invalid = torch.isnan(p) | torch.isposinf(p) | ~torch.isfinite(q)
+    if draws is not None:
+        invalid = invalid | ~torch.isfinite(draws.detach()).all(-1).cpu()
+    return check_log_weights(torch.where(invalid, -math.inf, p - q)), int(invalid.sum())
+
+
 def elbo(log_weights: Tensor) -> tuple[float, float]:
     r"""Evidence lower bound :math:`E_q[\log w]` in nats and its Monte Carlo standard error.
 
@@ -44,6 +77,31 @@ def elbo(log_weights: Tensor) -> tuple[float, float]:
     if not bool(torch.isfinite(values).all()):
         return -math.inf, math.nan
     return float(values.mean()), float(values.std()) / math.sqrt(len(values))
+
+
+def eubo(log_weights: Tensor) -> tuple[float, float]:
+    r"""Evidence upper bound :math:`E_p[\log w]` in nats and its Monte Carlo standard error.
+
+    References:
+        Blessing, Jia, Esslinger, Vargas, Neumann (2024), *Beyond ELBOs: a large-scale evaluation of variational methods for
+        sampling*, https://arxiv.org/abs/2406.07423
+
+    Args:
+        log_weights: :math:`\log w = \log p - \log q` at draws of the posterior p, ``(S,)``; plus infinity where the guide has
+            no density.
+
+    Raises:
+        ValueError: If they are not of shape ``(S,)`` with at least two entries, or hold NaN or minus infinity.
+
+    Example:
+        >>> eubo(torch.zeros(10))
+        (0.0, 0.0)
+    """
+    if isinstance(log_weights, Tensor) and bool((log_weights == -math.inf).any()):
+        raise ValueError("log_weights at posterior draws must not be minus infinity: the model has no density at its own draws")
+    values = check_log_weights(-log_weights) if isinstance(log_weights, Tensor) else check_log_weights(log_weights)
+    mean, mcse = elbo(values)
+    return 0.0 - mean, mcse
 
 
 def log_evidence(log_weights: Tensor) -> tuple[float, float]:

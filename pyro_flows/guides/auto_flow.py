@@ -174,13 +174,46 @@ class AutoFlow(AutoContinuous):  # type: ignore[misc]
             if self.latent_dim == 0:
                 raise ValueError(f"latent sites {[name for name, _ in sites]} are all empty; there is nothing to approximate")
             loc = self._init_loc()
-        whitening = LowerCholeskyAffine(loc, torch.full_like(loc, self._init_scale))
-        flow = build(self._flow, self.latent_dim, **self._flow_options).to(device=loc.device, dtype=loc.dtype)
+        self._whiten_and_build(LowerCholeskyAffine(loc, torch.full_like(loc, self._init_scale)))
+        self._call_shapes = _shapes(args, kwargs)
+
+    def _whiten_and_build(self, whitening: LowerCholeskyAffine) -> None:
+        """Make the distribution from the flow and the base as they were given."""
+        flow = build(self._flow, self.latent_dim, **self._flow_options)
         base = self._base_factory
         if callable(base) and not isinstance(base, dist.Distribution):
             base = base(self.latent_dim)
-        self.distribution = FlowDistribution(Compose([flow, whitening]), base)
-        self._call_shapes = _shapes(args, kwargs)
+        self.distribution = FlowDistribution(Compose([flow.to(whitening.loc), whitening]), base)
+
+    def set_flow(
+        self,
+        flow: str | FlowFactory,
+        base: dist.Distribution | Callable[[int], dist.Distribution] | None = None,
+        *,
+        flow_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Put another flow and base in the place of those it has, with the whitening as it is; after :meth:`setup`.
+
+        Optimisers that hold parameters of the old flow do not train the new one.
+
+        Args:
+            flow: As for the guide.
+            base: As for the guide.
+            flow_options: As for the guide.
+
+        Raises:
+            ValueError: If the flow's name is not known, or the guide is not set up.
+
+        Example:
+            >>> guide = AutoFlow(lambda: pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1)), "affine").setup()
+            >>> guide.set_flow("nsf_coupling")
+            >>> len(guide.flow.parts)
+            7
+        """
+        if self.prototype_trace is None:
+            raise ValueError("the guide is not set up and has no flow to replace; call guide.setup(*args, **kwargs) first")
+        self._flow, self._base_factory, self._flow_options = flow, base, dict(flow_options or {})
+        self._whiten_and_build(self.whitening)
 
     def _read_prototype(self, args: Any, kwargs: Any) -> None:
         # As AutoGuide does, but loops by pyro.plate are no obstacle: their sites have names of their own.

@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from .fit import fit
+from .forward_kl import ForwardKLELBO
 from .gaussian import Gaussian
 from .path_elbo import PathELBO, path_log_prob
+from .renyi_path_elbo import DReGELBO, RenyiPathELBO
 from .result import Fit
 from .training import Schedule
 
-__all__ = ["Fit", "Gaussian", "PathELBO", "Schedule", "fit", "path_log_prob"]
+__all__ = [
+    "DReGELBO",
+    "Fit",
+    "ForwardKLELBO",
+    "Gaussian",
+    "PathELBO",
+    "RenyiPathELBO",
+    "Schedule",
+    "fit",
+    "path_log_prob",
+]

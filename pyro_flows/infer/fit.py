@@ -5,21 +5,21 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_flows.flows import nsf_coupling, real_nvp
 from pyro_flows.flows.registry import FlowFactory
 from pyro_flows.guides import AutoFlow
 from pyro_flows.model import LogJoint, initial_point, read_model
-from pyro_flows.transforms import Compose
 
+from .ladder import climb_ladder
 from .result import Fit, check_seed
 from .start import choose_start
-from .training import Callback, Schedule, train
+from .training import Callback, Schedule, Training, train
 
 
 def fit(
@@ -27,7 +27,7 @@ def fit(
     *args: Any,
     guide: str | FlowFactory | AutoFlow | None = None,
     objective: str = "path",
-    num_particles: int = 256,
+    num_particles: int | None = None,
     max_steps: int = 3000,
     max_time: float | None = None,
     seed: int | None = None,
@@ -47,9 +47,10 @@ def fit(
         model: A Pyro model. It may be written for a single draw: loops, scalars and no plates are all right.
         args: Arguments of the model, the data among them.
         guide: Name of a registered flow, a callable ``(input_dim, context_dim) -> FlowTransform``, an :class:`AutoFlow` of this
-            model, or None for RealNVP (splines where there is one latent).
+            model, or None for the simplest that the posterior needs: a full Gaussian where its weights say that it is exact, else a
+            flow over it of growing capacity. ``fit.record`` says what was chosen and why.
         objective: ``"path"``, the evidence lower bound by path gradients.
-        num_particles: Draws per step.
+        num_particles: Draws per step; None for 256, and fewer where there are more than 32 latents (64 from 128 on).
         max_steps: Steps at most.
         max_time: Seconds after which training ends, the search for a start included; None for no limit.
         seed: Makes the fit reproducible and leaves the global generators as they were; None draws from them.
@@ -87,35 +88,45 @@ def fit(
             raise ValueError(
                 f"guide has {auto_guide.latent_dim} latent dimensions and the model {structure.dim}; give guide= made for it"
             )
+        particles = default_particles(structure.dim) if num_particles is None else num_particles
         record: dict[str, Any] = {
             "dim": structure.dim,
             "guide": type(auto_guide).__name__,
-            "flow": _flow_name(guide, structure.dim),
+            "flow": _flow_name(guide),
             "path": log_joint.path,
             "path_reasons": list(log_joint.reasons),
             "objective": objective,
-            "num_particles": num_particles,
+            "num_particles": particles,
             "seed": seed,
         }
         if not isinstance(guide, AutoFlow):
-            _start(auto_guide, log_joint, init, record, num_particles, math.inf if max_time is None else 0.3 * max_time)
+            _start(auto_guide, log_joint, init, record, num_particles or 256, math.inf if max_time is None else 0.3 * max_time)
         parameters = _model_parameters(structure.param_names)
         record["model_parameters"] = sorted(parameters)
-        training = train(
-            auto_guide.distribution,
-            log_joint,
-            list(parameters.values()),
-            num_particles=num_particles,
-            max_steps=max_steps,
-            max_time=None if max_time is None else max(max_time - (time.monotonic() - began), 1e-3),
-            schedule=schedule or Schedule(),
-            progress=progress,
-            callback=callback,
-            explain=lambda z: _explain(log_joint, z),
-            full_density=log_joint.full if structure.subsampled else None,
-        )
+        plan = schedule or Schedule()
+
+        def run(steps: int, share: float) -> Training:
+            return train(
+                auto_guide.distribution,
+                log_joint,
+                list(parameters.values()),
+                num_particles=particles,
+                max_steps=steps,
+                max_time=None if max_time is None else max(max_time - (time.monotonic() - began), 1e-3),
+                schedule=replace(plan, lr=share * plan.lr),
+                progress=progress,
+                callback=callback,
+                explain=lambda z: _explain(log_joint, z),
+                full_density=log_joint.full if structure.subsampled else None,
+            )
+
+        if guide is None:
+            fixed = not parameters and not structure.subsampled
+            training = climb_ladder(auto_guide, log_joint.full, run, max_steps, record, gaussian=fixed)
+        else:
+            training = run(max_steps, 1.0)
     record.update(
-        steps=len(training.losses), skipped=training.skipped, stop_reason=training.stop_reason, seconds=time.monotonic() - began
+        steps=training.steps, skipped=training.skipped, stop_reason=training.stop_reason, seconds=time.monotonic() - began
     )
     return Fit(auto_guide, log_joint, training, record, model, args, call_kwargs)
 
@@ -136,6 +147,8 @@ def _check_arguments(
     if objective != "path":
         raise ValueError(f"objective must be 'path', got {objective!r}")
     for name, value, least in (("num_particles", num_particles, 2), ("max_steps", max_steps, 1)):
+        if value is None and name == "num_particles":
+            continue
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
     if max_time is not None and not (isinstance(max_time, (int, float)) and max_time > 0):
@@ -170,24 +183,21 @@ def _make_guide(model: Callable[..., Any], guide: Any, args: Any, kwargs: Mappin
         return guide.setup(*args, **kwargs)
     if guide is not None:
         return AutoFlow(model, flow=guide).setup(*args, **kwargs)
-    return AutoFlow(model, flow=_default_flow).setup(*args, **kwargs)
+    return AutoFlow(model, flow="affine").setup(*args, **kwargs)
 
 
-def _flow_name(guide: Any, dim: int) -> str:
-    if guide is None:
-        return "nsf_coupling" if dim == 1 else "real_nvp"
+def _flow_name(guide: Any) -> str:
     return guide if isinstance(guide, str) else getattr(guide, "__name__", "given")
 
 
-def _default_flow(input_dim: int, context_dim: int = 0) -> Compose:
-    """Eight affine couplings; narrow conditioners are as good in few dimensions, and twice as fast.
+def default_particles(dim: int) -> int:
+    """Draws per step: fewer in many dimensions, where each of them tells more and costs more.
 
-    With one variable affine maps make nothing but Gaussians, so there it is splines.
+    Example:
+        >>> default_particles(10), default_particles(175)
+        (256, 64)
     """
-    if input_dim == 1:
-        return nsf_coupling(input_dim, context_dim, num_layers=3)
-    width = 32 if input_dim <= 20 else 64
-    return real_nvp(input_dim, context_dim, num_layers=8, hidden_dims=(width, width), log_scale_bound=6.0)
+    return max(64, min(256, 8192 // dim))
 
 
 def _start(

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import LbfgsInvHessProduct, minimize
 from torch import Tensor
 
 from .gaussian import Density
@@ -51,6 +50,8 @@ def climb(density: Density, point: Tensor, *, max_iter: int = 200, deadline: flo
     Returns:
         The path, from ``point`` on. It ends early where the log-density ceases to be finite.
     """
+    from scipy.optimize import minimize
+
     seen: dict[bytes, np.ndarray] = {}
 
     def objective(z: np.ndarray) -> tuple[float, np.ndarray]:
@@ -116,6 +117,8 @@ def _along(path: Path, max_points: int) -> list[tuple[Tensor, Tensor]]:
     points, gradients = path.points.numpy(), path.gradients.numpy()
     wanted = set(np.unique(np.linspace(1, len(points) - 1, max_points).round().astype(int)).tolist()) if len(points) > 1 else set()
     diagonal = np.ones(points.shape[1])
+    from scipy.optimize import LbfgsInvHessProduct
+
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
     found = []
     for t in range(1, len(points)):

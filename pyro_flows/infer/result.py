@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pyro_flows.diagnostics import Diagnosis, diagnose, psis, psis_resample, to_inference_data
+from pyro_flows.diagnostics import Diagnosis, diagnose, psis, psis_resample, to_inference_data, usable_log_weights
 from pyro_flows.guides import AutoFlow
 from pyro_flows.model import LogJoint, predictive
 
@@ -119,24 +119,51 @@ class Fit:
         """
         return self._values(self._latents(num_samples, seed)[0])
 
-    def diagnose(self, num_samples: int = 10_000, seed: int | None = 0) -> Diagnosis:
+    def diagnose(self, num_samples: int = 10_000, seed: int | None = 0, posterior: Mapping[str, Tensor] | None = None) -> Diagnosis:
         """Whether to trust the fit, from importance weights of draws of its own.
 
         Args:
             num_samples: Number of draws.
             seed: Seed of these draws.
+            posterior: Draws of the posterior ``(M, site shape)`` by latent site, such as those of a long MCMC run; they give the
+                evidence upper bound, which sees what the guide misses altogether.
 
         Returns:
             Figures, verdict and advice.
+
+        Raises:
+            ValueError: If ``posterior`` lacks a site, has one of another shape, or values outside its support.
         """
         check_count("num_samples", num_samples, 2)
         latents, log_p, log_q = self._weighted(num_samples, seed)
-        diagnosis = diagnose(log_p, log_q, draws=latents.double(), stop_reason=self.stop_reason)
+        diagnosis = diagnose(
+            log_p,
+            log_q,
+            draws=latents.double(),
+            stop_reason=self.stop_reason,
+            posterior_log_weights=None if posterior is None else self._posterior_log_weights(posterior),
+        )
         learnt = self.record["model_parameters"]
         if diagnosis.verdict == "good" and learnt and self.stop_reason in ("max_steps", "max_time", "interrupted"):
             note = f" Training ended by {self.stop_reason}: the model's parameters {learnt} may not have converged, which weights "
             diagnosis = replace(diagnosis, advice=diagnosis.advice + note + "do not show.")
         return diagnosis
+
+    @torch.no_grad()
+    def _posterior_log_weights(self, posterior: Mapping[str, Tensor]) -> Tensor:
+        """Log-weights at draws that are given."""
+        if not isinstance(posterior, Mapping):
+            raise ValueError(f"posterior must be a dictionary of draws by latent site, got {type(posterior).__name__}")
+        try:
+            latents = self.guide.unconstrain(posterior)
+        except ValueError as error:
+            raise ValueError(f"posterior: {error}") from error
+        if latents.dim() != 2 or len(latents) < 2:
+            raise ValueError(
+                f"posterior must hold draws (M, site shape) with M of at least 2, got batch {tuple(latents.shape[:-1])}"
+            )
+        chunks = [(self.log_joint.full(part), self.guide.distribution.log_prob(part)) for part in latents.split(4096)]
+        return torch.cat([log_p.double() - log_q.double() for log_p, log_q in chunks])
 
     def resample(self, num_samples: int, *, num_proposals: int | None = None, seed: int | None = None) -> dict[str, Tensor]:
         """Draws by importance resampling with Pareto-smoothed weights, which corrects what error the guide has.
@@ -147,13 +174,16 @@ class Fit:
             seed: Makes them reproducible.
 
         Returns:
-            A tensor ``(num_samples, site shape)`` per site.
+            A tensor ``(num_samples, site shape)`` per site. Draws at which the model has no log-density are never among them.
+
+        Raises:
+            ValueError: If a number is no positive integer, or no draw has any posterior density.
         """
         check_count("num_samples", num_samples)
         proposals = max(10 * num_samples, 10_000) if num_proposals is None else num_proposals
         check_count("num_proposals", proposals, 2)
         latents, log_p, log_q = self._weighted(proposals, seed)
-        return self._values(latents[self._indices(log_p - log_q, num_samples, seed)])
+        return self._values(latents[self._indices(usable_log_weights(log_p, log_q, latents)[0], num_samples, seed)])
 
     @staticmethod
     def _indices(log_weights: Tensor, num_samples: int, seed: int | None) -> Tensor:
@@ -217,7 +247,7 @@ class Fit:
             raise ValueError(f"resample must be None or 'psis', got {resample!r}")
         check_count("num_samples", num_samples)
         latents, log_p, log_q = self._weighted(num_samples * (10 if resample else 1), seed)
-        log_weight = log_p - log_q
+        log_weight = usable_log_weights(log_p, log_q, latents)[0]
         if resample:
             keep = self._indices(log_weight, num_samples, seed)
             latents, log_p, log_q, log_weight = latents[keep], log_p[keep], log_q[keep], log_weight[keep]

@@ -93,6 +93,17 @@ class Training:
     stop_reason: str = ""
     skipped: int = 0
 
+    @property
+    def steps(self) -> int:
+        """Number of steps, those skipped included."""
+        return len(self.losses) + self.skipped
+
+    def then(self, other: Training) -> Training:
+        """This followed by another."""
+        return Training(
+            self.losses + other.losses, self.log_weight_sds + other.log_weight_sds, other.stop_reason, self.skipped + other.skipped
+        )
+
 
 class _Progress:
     """The stop rule: has the ELBO risen by more than its noise lately?"""
@@ -185,7 +196,8 @@ def train(
     done, stop, clip = Training(), _Progress(schedule), _Clip()
     modules = nn.ModuleList([distribution, nn.ParameterList(extra_parameters)])
     decay_from, decay_steps, began = None, 0, time.monotonic()
-    best_loss, best_state = math.inf, copy.deepcopy(modules.state_dict())
+    first_state = copy.deepcopy(modules.state_dict())
+    best_loss, best_state = math.inf, first_state
     recent_skips = 0
     with tqdm(total=max_steps, disable=not progress, desc="fit", unit="step", dynamic_ncols=True, leave=True) as bar:
         for step in range(max_steps):
@@ -252,7 +264,7 @@ def train(
                     decay_from, decay_steps = step + 1, max(1, int((step + 1) * (max_time - elapsed) / elapsed * 0.95))
                     decay_steps = min(decay_steps, max_steps - decay_from)
                     done.stop_reason = "max_time"
-    _keep_better(distribution, full_density or log_density, modules, best_state, num_particles * schedule.growth)
+    _keep_better(distribution, full_density or log_density, modules, [first_state, best_state], num_particles * schedule.growth)
     return done
 
 
@@ -286,9 +298,9 @@ def _tempered(log_weights: Tensor, alpha: float) -> Tensor:
 
 @torch.no_grad()
 def _keep_better(
-    distribution: FlowDistribution, log_density: LogDensity, modules: nn.Module, best_state: dict[str, Tensor], chunk: int
+    distribution: FlowDistribution, log_density: LogDensity, modules: nn.Module, states: Sequence[dict[str, Tensor]], chunk: int
 ) -> None:
-    """Go back to the best window's state where the last one is worse on the same noise."""
+    """Go back to the best of some states where the last one is worse on the same noise."""
     noise = distribution.base.sample((min(2048, 8 * chunk),))
 
     def elbo() -> float:
@@ -298,7 +310,10 @@ def _keep_better(
             total += float((log_density(z).double() + log_det.double() - distribution.base.log_prob(part).double()).sum())
         return total / len(noise)
 
-    last, last_state = elbo(), copy.deepcopy(modules.state_dict())
+    best, best_state = elbo(), copy.deepcopy(modules.state_dict())
+    for state in states:
+        modules.load_state_dict(state)
+        value = elbo()
+        if value > best or (math.isnan(best) and not math.isnan(value)):
+            best, best_state = value, state
     modules.load_state_dict(best_state)
-    if not elbo() > last:
-        modules.load_state_dict(last_state)

@@ -34,13 +34,33 @@ def site_support(fn: Any) -> constraints.Constraint:
     Pyro declares ``VonMises`` real and ``SineBivariateVonMises`` a real vector; a density on the whole line is
     improper there. Both are taken on one period, :math:`(-\pi, \pi)`.
 
+    The components of a mixture share a support, and that is taken.
+
     Example:
         >>> site_support(dist.VonMises(0.0, 1.0)).lower_bound
         -3.141592653589793
     """
     if is_circular(fn):
         return constraints.independent(CIRCLE, fn.event_dim) if fn.event_dim else CIRCLE
-    return fn.support
+    return _without_mixture(fn.support)
+
+
+def _without_mixture(support: constraints.Constraint) -> constraints.Constraint:
+    """The support that the components of a mixture share, for which bijections are registered; as it is if they share none."""
+    if isinstance(support, constraints.independent):
+        return constraints.independent(_without_mixture(support.base_constraint), support.reinterpreted_batch_ndims)
+    if isinstance(support, constraints.MixtureSameFamilyConstraint) and not _has_bounds(support.base_constraint):
+        return support.base_constraint
+    return support
+
+
+def _has_bounds(support: constraints.Constraint) -> bool:
+    """Whether it is bounded by tensors with a dimension, one entry per component."""
+    parts = vars(support).values()
+    return any(
+        part.dim() > 0 if isinstance(part, Tensor) else isinstance(part, constraints.Constraint) and _has_bounds(part)
+        for part in parts
+    )
 
 
 def is_circular(fn: Any) -> bool:

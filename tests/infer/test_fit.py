@@ -233,12 +233,12 @@ def test_ctrl_c_returns_what_there_is():
         if step == 20:
             raise KeyboardInterrupt
 
-    fit = pf.fit(conjugate, DATA, callback=interrupt, **QUICK)
+    fit = pf.fit(conjugate, DATA, guide="real_nvp", callback=interrupt, **QUICK)
     assert fit.stop_reason == "interrupted"
     assert torch.isfinite(fit.sample(3)["mean"]).all()
 
 
 def test_a_time_limit_is_kept():
-    fit = pf.fit(conjugate, DATA, seed=0, progress=False, max_time=1.0, max_steps=100_000)
+    fit = pf.fit(conjugate, DATA, guide="real_nvp", seed=0, progress=False, max_time=1.0, max_steps=100_000)
     assert fit.stop_reason == "max_time"
     assert fit.record["seconds"] < 20
