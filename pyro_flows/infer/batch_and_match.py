@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +13,16 @@ from .gaussian import Density
 
 #: Iterations on the variances alone, before covariances: they bring all scales to one order, where eigenvalues are exact.
 SCALING = 12
+#: A step that lowers the median log-weight by this many nats per latent is taken back, and the next ones are smaller.
+DROP = 20.0
+
+
+class _Held(NamedTuple):
+    """A state to go back to, and the median of its log-weights."""
+
+    loc: Tensor
+    scale_tril: Tensor
+    middle: float
 
 
 def batch_and_match(
@@ -65,18 +76,22 @@ def batch_and_match(
         [1.0, 500.0]
     """
     dim, first, best, stale = loc.shape[0], 0, -math.inf, 0
-    averaging, recent = False, []
+    averaging, recent, held, caution = False, [], None, 1.0
     for t in range(max_iter + averaged):
         if time.monotonic() > deadline or (averaging and t - first >= averaged):
             break
         noise = torch.randn(num_draws, dim, dtype=torch.float64, device="cpu")
         z = loc + noise @ scale_tril.mT
         value, gradient = density.with_gradient(z)
-        usable = torch.isfinite(value) & torch.isfinite(gradient).all(-1)
+        usable = _usable(value, gradient @ scale_tril)
         if int(usable.sum()) < max(2, num_draws // 2):
             scale_tril = 0.5 * scale_tril  # most of it lies where the density is none
             continue
-        recent.append(float((value + 0.5 * noise.square().sum(-1))[usable].mean() + scale_tril.diagonal().log().sum()))
+        log_weights = value + 0.5 * noise.square().sum(-1) + scale_tril.diagonal().log().sum()
+        if held is not None and float(log_weights.nan_to_num(nan=-math.inf).median()) < held.middle - DROP * dim:
+            loc, scale_tril, caution = held.loc, held.scale_tril, 0.1 * caution  # it went over a cliff
+            continue
+        recent.append(float(log_weights[usable].mean()))
         if t < SCALING:
             scale_tril = _rescaled(scale_tril, noise[usable], gradient[usable] @ scale_tril)
             continue
@@ -92,11 +107,19 @@ def batch_and_match(
             # A mean many sds away needs more than the customary ND, or the term of the mean score shrinks the covariance instead.
             distance = float((gradient[usable].mean(0) @ scale_tril).square().sum())
             rate = max(num_draws * dim, distance) / (t - SCALING + 1)
-        moved = _match(loc, scale_tril, z[usable], gradient[usable], rate)
+        held = _Held(loc, scale_tril, float(log_weights.nan_to_num(nan=-math.inf).median()))
+        moved = _match(loc, scale_tril, z[usable], gradient[usable], caution * rate)
         if moved is None:
             break
         loc, scale_tril = moved
     return loc, scale_tril
+
+
+def _usable(value: Tensor, score: Tensor) -> Tensor:
+    """Draws with a finite density and a score of the order of the others': one beyond a cliff would drown them."""
+    finite = torch.isfinite(value) & torch.isfinite(score).all(-1)
+    length = torch.where(finite, score.norm(dim=-1), torch.inf)
+    return finite & (length <= 100 * length.median())
 
 
 def _level(values: list[float]) -> tuple[float, float]:

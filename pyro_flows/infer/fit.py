@@ -12,11 +12,14 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from pyro_flows.diagnostics import usable_log_weights
 from pyro_flows.flows.registry import FlowFactory
 from pyro_flows.guides import AutoFlow
-from pyro_flows.model import LogJoint, initial_point, read_model
+from pyro_flows.model import LogJoint, initial_point, prior_points, read_model
 
+from .gaussian import Density
 from .ladder import climb_ladder
+from .modes import missed_modes
 from .result import Fit, check_seed
 from .start import choose_start
 from .training import Callback, Schedule, Training, train
@@ -125,8 +128,14 @@ def fit(
             training = climb_ladder(auto_guide, log_joint.full, run, max_steps, record, gaussian=fixed)
         else:
             training = run(max_steps, 1.0)
+        if not structure.subsampled and training.stop_reason not in ("interrupted", "max_time"):
+            record["missed_modes"] = _missed(auto_guide, log_joint, num_particles or 256)
     record.update(
-        steps=training.steps, skipped=training.skipped, stop_reason=training.stop_reason, seconds=time.monotonic() - began
+        steps=training.steps,
+        skipped=training.skipped,
+        dropped=training.dropped,
+        stop_reason=training.stop_reason,
+        seconds=time.monotonic() - began,
     )
     return Fit(auto_guide, log_joint, training, record, model, args, call_kwargs)
 
@@ -229,6 +238,26 @@ def _start(
     record["start"] = best.name
     record["starts"] = {start.name: start.elbo for start in tried}
     record["start_notes"] = [] if "Laplace" in record["starts"] else ["Laplace: no mode with positive curvature was found in time"]
+
+
+def _missed(guide: AutoFlow, log_joint: LogJoint, chunk: int) -> list[dict[str, Any]]:
+    """Modes that the guide misses: the log evidence of each, and their mean in unconstrained coordinates."""
+    like = guide.whitening.loc
+    with torch.no_grad():
+        z, log_q = guide.distribution.rsample_and_log_prob((1024,))
+        log_weights = usable_log_weights(torch.cat([log_joint.full(part) for part in z.split(chunk)]), log_q, z)[0]
+        prior = prior_points(log_joint, 64)
+        near = torch.empty(64, z.shape[-1], dtype=like.dtype, device=like.device).uniform_(-2, 2)
+    if not bool(torch.isfinite(log_weights).any()):
+        return []
+    modes = missed_modes(
+        Density(log_joint, like, chunk),
+        Density(guide.distribution.log_prob, like, chunk),
+        z[:64].double().cpu(),
+        float(log_weights.logsumexp(0)) - math.log(len(log_weights)),
+        torch.cat([prior, near]).double().cpu(),
+    )
+    return [{"log_evidence": mode.elbo, "at": mode.loc.tolist()} for mode in modes]
 
 
 def _point(guide: AutoFlow, init: Any) -> Tensor:

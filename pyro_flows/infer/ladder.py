@@ -17,8 +17,10 @@ from pyro_flows.transforms import Compose, FlowTransform
 from .gaussian import LogDensity
 from .training import Training
 
-#: With an effective share of draws above this, no mean of a Gaussian is off by more than 0.05 sd.
-GAUSSIAN_ESS = 1 / (1 + 0.05**2)
+#: A Gaussian is kept from this effective share of draws on, which bounds the error of any mean by 0.1 sd, ...
+GAUSSIAN_ESS = 1 / (1 + 0.1**2)
+#: ... if reweighting moves no mean of a latent by more than this many sd, and no sd by more than this share.
+GAUSSIAN_SHIFT = 0.03
 #: Tail shape of the weights from which on their variance is infinite, and their effective share of draws erratic.
 HEAVY_TAIL = 0.5
 #: Draws by which a rung is judged.
@@ -79,7 +81,8 @@ def climb_ladder(
     record["rungs"] = rungs
     if gaussian:
         judged = judge(guide, log_density)
-        keep = judged.ess_fraction >= GAUSSIAN_ESS and judged.verdict == "good"
+        shift = max(abs(judged.worst_mean_shift), abs(judged.worst_sd_ratio - 1))
+        keep = judged.verdict == "good" and judged.ess_fraction >= GAUSSIAN_ESS and shift < GAUSSIAN_SHIFT
         reason = "its weights are constant: kept" if keep else "its weights vary: a flow over it"
         rungs.append(_rung("gaussian", 0, judged, reason))
         if keep:

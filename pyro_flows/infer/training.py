@@ -82,6 +82,7 @@ class Training:
         log_weight_sds: Standard deviation of the log-weights of every step.
         stop_reason: Why it ended.
         skipped: Steps skipped because a loss or gradient was not finite.
+        dropped: Draws left out of a step because their log-density or its gradient was not finite.
 
     Example:
         >>> Training().skipped
@@ -92,6 +93,7 @@ class Training:
     log_weight_sds: list[float] = field(default_factory=list)
     stop_reason: str = ""
     skipped: int = 0
+    dropped: int = 0
 
     @property
     def steps(self) -> int:
@@ -101,7 +103,11 @@ class Training:
     def then(self, other: Training) -> Training:
         """This followed by another."""
         return Training(
-            self.losses + other.losses, self.log_weight_sds + other.log_weight_sds, other.stop_reason, self.skipped + other.skipped
+            self.losses + other.losses,
+            self.log_weight_sds + other.log_weight_sds,
+            other.stop_reason,
+            self.skipped + other.skipped,
+            self.dropped + other.dropped,
         )
 
 
@@ -212,7 +218,8 @@ def train(
                     # A model learns parameters by the bound on its evidence, and minibatches are unbiased for that alone.
                     bound_only = bool(extra_parameters) or full_density is not None
                     count, alpha = num_particles * schedule.growth, 0.0 if bound_only else schedule.alpha
-                loss, sd, z = _step(distribution, log_density, optimizer, count, alpha)
+                loss, sd, z, dropped = _step(distribution, log_density, optimizer, count, alpha, bool(extra_parameters))
+                done.dropped += dropped
                 finite = math.isfinite(loss) and clip(parameters)
                 if finite:
                     optimizer.step()
@@ -269,17 +276,48 @@ def train(
 
 
 def _step(
-    distribution: FlowDistribution, log_density: LogDensity, optimizer: torch.optim.Optimizer, num_particles: int, alpha: float
-) -> tuple[float, float, Tensor]:
-    """One gradient in place; returns loss, standard deviation of the log-weights, and the draws."""
+    distribution: FlowDistribution,
+    log_density: LogDensity,
+    optimizer: torch.optim.Optimizer,
+    num_particles: int,
+    alpha: float,
+    learns: bool = False,
+) -> tuple[float, float, Tensor, int]:
+    """One gradient in place; returns loss, standard deviation of the log-weights, the draws, and how many of them were left out.
+
+    Single draws without a finite gradient, as far out in the tails of a model that overflows there, are left out; with more than a
+    tenth of them the loss is NaN. A gradient 100 times as long as that of the median draw is shortened to that. Where the model has
+    parameters to learn, all draws count in full.
+    """
     z, log_q, score = distribution.rsample_with_score((num_particles,))
-    log_p = log_density(z)
-    log_weights = (log_p - log_q).detach().double()
+    event = tuple(range(z.dim() - len(distribution.event_shape), z.dim()))
     optimizer.zero_grad(set_to_none=True)
-    event = range(z.dim() - len(distribution.event_shape), z.dim())
-    objective = log_p - (z * score).sum(tuple(event))
-    (-objective * _tempered(log_weights, alpha).to(objective.dtype)).mean().backward()
-    return -float(log_weights.mean()), float(log_weights.std()), z.detach()
+    if learns:
+        log_p = log_density(z)
+        log_weights = (log_p - log_q).detach().double()
+        objective = log_p - (z * score).sum(event)
+        usable = torch.ones_like(log_weights, dtype=torch.bool)
+    else:
+        at = z.detach().requires_grad_()
+        log_p = log_density(at)
+        (gradient,) = torch.autograd.grad(log_p.sum(), at)
+        log_weights = (log_p - log_q).detach().double()
+        usable = torch.isfinite(log_weights) & torch.isfinite(gradient - score).all(-1)
+        objective = (z * _bounded(torch.where(usable[:, None], gradient - score, torch.zeros_like(score)))).sum(event)
+    dropped = num_particles - int(usable.sum())
+    if dropped > 0.1 * num_particles:
+        return math.nan, math.nan, z.detach(), dropped
+    kept = log_weights[usable]
+    factor = torch.zeros_like(log_weights).masked_scatter(usable, _tempered(kept, alpha))
+    (-objective * factor.to(objective.dtype)).mean().backward()
+    return -float(kept.mean()), float(kept.std()), z.detach(), dropped
+
+
+def _bounded(rows: Tensor) -> Tensor:
+    """Rows ``(N, D)`` of at most 100 times the median length, so that one draw does not decide a step, or overflow it."""
+    lengths = rows.double().norm(dim=-1)
+    limit = 100 * lengths.median()
+    return rows * (limit / lengths.clamp_min(1e-300)).clamp_max(1.0).to(rows.dtype).unsqueeze(-1)
 
 
 def _tempered(log_weights: Tensor, alpha: float) -> Tensor:

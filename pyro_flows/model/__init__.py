@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from .initial import initial_point
+from .initial import initial_point, prior_points
 from .latents import FlatLatents
 from .log_joint import LogJoint
 from .predict import predictive
 from .structure import LatentSite, ModelStructure, read_model
 
-__all__ = ["FlatLatents", "LatentSite", "LogJoint", "ModelStructure", "initial_point", "predictive", "read_model"]
+__all__ = ["FlatLatents", "LatentSite", "LogJoint", "ModelStructure", "initial_point", "prior_points", "predictive", "read_model"]

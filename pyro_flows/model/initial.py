@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pyro
 import torch
+from pyro import poutine
 from torch import Tensor
 
 from .log_joint import LogJoint
@@ -59,3 +61,35 @@ def initial_point(log_joint: LogJoint, num_tries: int = 100, init_loc_fn: Callab
         f"no point with a finite log-density was found in {num_tries} tries; not finite at the last: "
         f"{sorted(sites)}; give init= a point inside the support"
     )
+
+
+@torch.no_grad()
+def prior_points(log_joint: LogJoint, count: int) -> Tensor:
+    """Draws of the latents from their priors as flat unconstrained vectors; none where a prior cannot be sampled.
+
+    Args:
+        log_joint: The log joint density.
+        count: Number of draws.
+
+    Returns:
+        Points ``(count, D)``, those that are not finite left out.
+
+    Example:
+        >>> def model():
+        ...     pyro.sample("x", dist.Normal(0.0, 1.0))
+        >>> prior_points(LogJoint(model), 5).shape
+        torch.Size([5, 1])
+    """
+    names = list(log_joint.structure.initial)
+    points = []
+    with pyro.validation_enabled(False):
+        for _ in range(count):
+            try:
+                trace = poutine.block(poutine.trace(log_joint.model).get_trace)(*log_joint.args, **log_joint.kwargs)
+                points.append(log_joint.latents.unconstrain({name: trace.nodes[name]["value"] for name in names}))
+            except (NotImplementedError, ValueError, RuntimeError):
+                break  # an improper prior, or a value that the model cannot go on with
+    if not points:
+        return log_joint.latents.unconstrain(log_joint.structure.initial)[None][:0]
+    stacked = torch.stack(points)
+    return stacked[torch.isfinite(stacked).all(-1)]
