@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import warnings
 from dataclasses import dataclass
 
 import torch
@@ -99,15 +100,12 @@ def neural_transport(
         noise = distribution.base.sample(torch.Size((num_chains,)))
         chosen = NUTS(**options) if kernel == "nuts" else HMC(trajectory_length=0.5 * torch.pi, **options)
         start = {"noise": noise if num_chains > 1 else noise[0]}
-        mcmc = MCMC(
-            chosen,
-            num_samples,
-            warmup_steps,
-            initial_params=start,
-            num_chains=num_chains,
-            disable_progbar=not progress,
-        )
-        mcmc.run()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="num_chains=.* is more than available_cpu")
+            mcmc = MCMC(
+                chosen, num_samples, warmup_steps, initial_params=start, num_chains=num_chains, disable_progbar=not progress
+            )
+            mcmc.run()
         noise = mcmc.get_samples(group_by_chain=True)["noise"]
         with torch.no_grad():
             latents = distribution.transform.forward_and_log_det(noise)[0]

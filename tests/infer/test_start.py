@@ -146,3 +146,31 @@ def test_what_a_gaussian_weighs_is_the_density_over_it():
     scale_tril = torch.linalg.cholesky(covariance)
     weights = gaussian_log_weights(Density(target, mean), mean, scale_tril, 50)
     assert weights.abs().max() < 1e-9
+
+
+def test_one_draw_beyond_a_cliff_does_not_decide_and_many_do():
+    density = Density(lambda z: -0.5 * z.square().sum(-1) - 1e12 * (z[:, 0] > 2.6).to(z.dtype), torch.zeros(2).double())
+    zero, one = torch.zeros(2).double(), torch.eye(2).double()
+    assert abs(gaussian_elbo(density, zero, one) - math.log(2 * math.pi)) < 0.1
+    assert gaussian_elbo(density, zero + torch.tensor([1.0, 0.0]), one) < -1e9
+
+
+def test_a_start_is_found_beside_an_explosive_region():
+    # A moving average of 200 terms: beyond |theta| = 1 its errors explode, to 1e60 and more.
+    generator = torch.Generator().manual_seed(1)
+    noise = torch.randn(201, generator=generator, dtype=torch.float64)
+    y = noise[1:] + 0.7 * noise[:-1]
+
+    def moving_average(z):
+        theta, log_scale = z[:, 0], z[:, 1]
+        error, total = torch.zeros_like(theta), -0.5 * z.square().sum(-1) / 4
+        for value in y:
+            error = value - theta * error
+            total = total - 0.5 * (error * (-log_scale).exp()).square() - log_scale
+        return total
+
+    best, _ = choose_start(moving_average, torch.zeros(2, dtype=torch.float64), 0.1)
+    assert 0.5 < float(best.loc[0]) < 0.9
+    assert 0.02 < float(best.scale_tril[0, 0]) < 0.12
+    weights = gaussian_log_weights(Density(moving_average, torch.zeros(2).double()), best.loc, best.scale_tril, 2000)
+    assert float(weights.nan_to_num(nan=-1e30).quantile(0.9) - weights.quantile(0.1)) < 1.0
