@@ -133,6 +133,7 @@ def fit(
     record.update(
         steps=training.steps,
         skipped=training.skipped,
+        draws=training.draws,
         dropped=training.dropped,
         stop_reason=training.stop_reason,
         seconds=time.monotonic() - began,

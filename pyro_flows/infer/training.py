@@ -82,6 +82,7 @@ class Training:
         log_weight_sds: Standard deviation of the log-weights of every step.
         stop_reason: Why it ended.
         skipped: Steps skipped because a loss or gradient was not finite.
+        draws: Draws in all, each with one gradient of the log-density.
         dropped: Draws left out of a step because their log-density or its gradient was not finite.
 
     Example:
@@ -93,6 +94,7 @@ class Training:
     log_weight_sds: list[float] = field(default_factory=list)
     stop_reason: str = ""
     skipped: int = 0
+    draws: int = 0
     dropped: int = 0
 
     @property
@@ -107,6 +109,7 @@ class Training:
             self.log_weight_sds + other.log_weight_sds,
             other.stop_reason,
             self.skipped + other.skipped,
+            self.draws + other.draws,
             self.dropped + other.dropped,
         )
 
@@ -219,7 +222,7 @@ def train(
                     bound_only = bool(extra_parameters) or full_density is not None
                     count, alpha = num_particles * schedule.growth, 0.0 if bound_only else schedule.alpha
                 loss, sd, z, dropped = _step(distribution, log_density, optimizer, count, alpha, bool(extra_parameters))
-                done.dropped += dropped
+                done.draws, done.dropped = done.draws + count, done.dropped + dropped
                 finite = math.isfinite(loss) and clip(parameters)
                 if finite:
                     optimizer.step()
