@@ -7,14 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from pyro import poutine
-from pyro.infer import Trace_ELBO
 from torch import Tensor
 
-from .renyi_path_elbo import per_particle
+from .surrogate_elbo import SurrogateELBO, per_particle
 
 
-class ForwardKLELBO(Trace_ELBO):  # type: ignore[misc]
+class ForwardKLELBO(SurrogateELBO):
     r"""Divergence :math:`\mathrm{KL}(p \| q)` of the guide from the posterior, which widens tails.
 
     Its gradient is :math:`-E_p[\nabla_\theta \log q_\theta(z)]`, estimated with draws of the guide, held fixed, and weights
@@ -43,48 +41,21 @@ class ForwardKLELBO(Trace_ELBO):  # type: ignore[misc]
     """
 
     def __init__(self, *, num_particles: int = 64, **options: Any) -> None:
-        if not isinstance(num_particles, int) or isinstance(num_particles, bool) or num_particles < 2:
-            raise ValueError(f"num_particles must be an integer of at least 2, got {num_particles!r}")
         super().__init__(num_particles=num_particles, **options)
-
-    def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
-        """Minus the importance-weighted bound, in nats."""
-        with torch.no_grad():
-            return self._evaluate(model, guide, args, kwargs)[0]
-
-    def differentiable_loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-        """A surrogate that has the value of :meth:`loss`, and the gradient of the divergence."""
-        value, surrogate = self._evaluate(model, guide, args, kwargs)
-        return value + (surrogate - surrogate.detach())
-
-    def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
-        """Minus the importance-weighted bound, in nats; adds the gradient of the divergence to that of the parameters."""
-        value, surrogate = self._evaluate(model, guide, args, kwargs)
-        if surrogate.requires_grad:
-            surrogate.backward()  # type: ignore[no-untyped-call]
-        return value
 
     def _evaluate(
         self, model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[float, Tensor]:
-        count = self.num_particles if self.vectorize_particles else 1
+        count = self._count
         log_weights, terms = [], []
         with torch.no_grad():
             traces = list(self._get_traces(model, guide, args, kwargs))
         for model_trace, guide_trace in traces:
             log_weights.append(per_particle(model_trace, count) - per_particle(guide_trace, count))
             if torch.is_grad_enabled():
-                scored = torch.zeros_like(log_weights[-1])
-                for stochastic in (self._vectorized(guide), self._vectorized(model)):
-                    trace = poutine.trace(poutine.replay(stochastic, trace=guide_trace)).get_trace(*args, **kwargs)
-                    trace.compute_log_prob()
-                    scored = scored + per_particle(trace, count)
-                terms.append(scored)
+                terms.append(self._scored(guide, guide_trace, args, kwargs) + self._scored(model, guide_trace, args, kwargs))
         weights = torch.cat(log_weights)
         value = math.log(len(weights)) - float(weights.logsumexp(0))
         if not terms:
-            return value, torch.zeros(())
+            return value, weights.new_zeros(())
         return value, -(weights.softmax(0) * torch.cat(terms)).sum()
-
-    def _vectorized(self, stochastic: Callable[..., Any]) -> Callable[..., Any]:
-        return self._vectorized_num_particles(stochastic) if self.vectorize_particles else stochastic

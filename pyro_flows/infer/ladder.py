@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -99,7 +100,7 @@ def climb_ladder(
         reason = f"{reason}: deeper" if more else "good enough: kept"
         rungs.append(_rung(record["flow"], done.steps, judged, reason))
         if more:
-            guide.set_flow(_deeper(guide.flow))
+            guide.set_flow(_Deeper(guide.flow))
             record["flow"] += " + nsf_coupling"
             done = done.then(train(left, 0.5))
             rungs.append(_rung(record["flow"], done.steps, judge(guide, log_density), "no steps are left for more"))
@@ -115,15 +116,16 @@ def _shortfall(judged: Diagnosis, limit: float) -> str:
     return ""
 
 
-def _deeper(flow: FlowTransform) -> Callable[[int, int], FlowTransform]:
-    """The same with spline couplings before it, at the identity."""
-    trained = copy.deepcopy(flow)
+@dataclass(frozen=True)
+class _Deeper:
+    """Makes the same flow with spline couplings before it. A class, for guides are pickled with what makes them."""
 
-    def build(input_dim: int, context_dim: int = 0) -> FlowTransform:
+    trained: FlowTransform
+
+    def __call__(self, input_dim: int, context_dim: int = 0) -> FlowTransform:
         width = 32 if input_dim <= 20 else 64
-        return Compose([nsf_coupling(input_dim, context_dim, num_layers=4, hidden_dims=(width, width)), trained])
-
-    return build
+        splines = nsf_coupling(input_dim, context_dim, num_layers=4, hidden_dims=(width, width))
+        return Compose([splines, copy.deepcopy(self.trained)])
 
 
 @torch.no_grad()

@@ -8,29 +8,14 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro import poutine
-from pyro.infer import Trace_ELBO
 from pyro.poutine import Trace
 from torch import Tensor
 
 from .path_elbo import path_log_prob
+from .surrogate_elbo import SurrogateELBO, is_plate, particle_sum, per_particle
 
 
-def per_particle(trace: Trace, count: int) -> Tensor:
-    """Log-probability of a trace, ``(count,)``; the first dimension of its sites is that of the particles if ``count > 1``."""
-    total: Tensor | float = 0.0
-    for site in trace.nodes.values():
-        if site["type"] == "sample" and not isinstance(site["fn"], poutine.subsample_messenger._Subsample):
-            total = total + particle_sum(site["log_prob"], count)
-    return torch.as_tensor(total).expand(count)
-
-
-def particle_sum(value: Tensor, count: int) -> Tensor:
-    """Sum over all dimensions but the first, where that is one of ``count`` particles; over all if ``count`` is 1."""
-    return value.reshape(count, -1).sum(-1) if count > 1 else value.sum().reshape(1)
-
-
-class RenyiPathELBO(Trace_ELBO):  # type: ignore[misc]
+class RenyiPathELBO(SurrogateELBO):
     r"""Rényi bound :math:`\frac{1}{1-\alpha} \log \frac1K \sum_k w_k^{1-\alpha}` with path gradients.
 
     With :math:`\hat w_k \propto w_k^{1-\alpha}` that sum to one, the gradient for the guide is :math:`\sum_k (\alpha \hat w_k +
@@ -70,32 +55,13 @@ class RenyiPathELBO(Trace_ELBO):  # type: ignore[misc]
     def __init__(self, alpha: float = 0.5, *, num_particles: int = 16, **options: Any) -> None:
         if not isinstance(alpha, (int, float)) or not math.isfinite(alpha) or alpha == 1:
             raise ValueError(f"alpha must be a finite number other than 1, got {alpha!r}; for 1 take PathELBO")
-        if not isinstance(num_particles, int) or isinstance(num_particles, bool) or num_particles < 2:
-            raise ValueError(f"num_particles must be an integer of at least 2, got {num_particles!r}")
         super().__init__(num_particles=num_particles, **options)
         self.alpha = float(alpha)
-
-    def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
-        """Minus the bound, in nats, without gradient."""
-        with torch.no_grad():
-            return self._evaluate(model, guide, args, kwargs)[0]
-
-    def differentiable_loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-        """A surrogate that has the value of minus the bound, and its gradient."""
-        value, surrogate = self._evaluate(model, guide, args, kwargs)
-        return value + (surrogate - surrogate.detach())
-
-    def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
-        """Minus the bound, in nats; adds its gradient to that of the parameters."""
-        value, surrogate = self._evaluate(model, guide, args, kwargs)
-        if surrogate.requires_grad:
-            surrogate.backward()  # type: ignore[no-untyped-call]
-        return value
 
     def _evaluate(
         self, model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[float, Tensor]:
-        count = self.num_particles if self.vectorize_particles else 1
+        count = self._count
         log_weights, paths, fixed = [], [], []
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             log_p, log_q = per_particle(model_trace, count), per_particle(guide_trace, count)
@@ -103,12 +69,14 @@ class RenyiPathELBO(Trace_ELBO):  # type: ignore[misc]
             if torch.is_grad_enabled():
                 paths.append(log_p - self._path(guide_trace, count))
                 if any(site["type"] == "param" for site in model_trace.nodes.values()):
-                    fixed.append(self._at_fixed_latents(model, guide_trace, args, kwargs, count))
+                    latents = guide_trace.copy()
+                    latents.detach_()  # what is left is a function of the model's parameters alone
+                    fixed.append(self._scored(model, latents, args, kwargs))
         weights = torch.cat(log_weights)
         order = 1 - self.alpha
         bound = float(((order * weights).logsumexp(0) - math.log(len(weights))) / order)
         if not paths:
-            return -bound, torch.zeros(())
+            return -bound, weights.new_zeros(())
         share = (order * weights).softmax(0)
         factor = self.alpha * share + order * share.square()
         surrogate = (factor * torch.cat(paths)).sum()
@@ -122,7 +90,7 @@ class RenyiPathELBO(Trace_ELBO):  # type: ignore[misc]
         total: Tensor | float = 0.0
         earlier: list[tuple[str, Tensor]] = []
         for name, site in guide_trace.nodes.items():
-            if site["type"] != "sample" or isinstance(site["fn"], poutine.subsample_messenger._Subsample):
+            if site["type"] != "sample" or is_plate(site):
                 continue
             if isinstance(innermost(site["fn"]), dist.Delta):
                 total = total + particle_sum(site["log_prob"], count)
@@ -140,17 +108,6 @@ class RenyiPathELBO(Trace_ELBO):  # type: ignore[misc]
             total = total + particle_sum(path, count)
             earlier.append((name, site["value"]))
         return torch.as_tensor(total).expand(count)
-
-    def _at_fixed_latents(
-        self, model: Callable[..., Any], guide_trace: Trace, args: tuple[Any, ...], kwargs: dict[str, Any], count: int
-    ) -> Tensor:
-        """Log joint density ``(count,)`` as a function of the model's parameters alone."""
-        fixed = guide_trace.copy()
-        fixed.detach_()
-        stochastic = self._vectorized_num_particles(model) if self.vectorize_particles else model
-        trace = poutine.trace(poutine.replay(stochastic, trace=fixed)).get_trace(*args, **kwargs)
-        trace.compute_log_prob()
-        return per_particle(trace, count)
 
 
 class DReGELBO(RenyiPathELBO):
