@@ -177,13 +177,13 @@ class AutoFlow(AutoContinuous):  # type: ignore[misc]
         self._whiten_and_build(LowerCholeskyAffine(loc, torch.full_like(loc, self._init_scale)))
         self._call_shapes = _shapes(args, kwargs)
 
-    def _whiten_and_build(self, whitening: LowerCholeskyAffine) -> None:
+    def _whiten_and_build(self, whitening: LowerCholeskyAffine, *after: FlowTransform) -> None:
         """Make the distribution from the flow and the base as they were given."""
         flow = build(self._flow, self.latent_dim, **self._flow_options)
         base = self._base_factory
         if callable(base) and not isinstance(base, dist.Distribution):
             base = base(self.latent_dim)
-        self.distribution = FlowDistribution(Compose([flow.to(whitening.loc), whitening]), base)
+        self.distribution = FlowDistribution(Compose([flow.to(whitening.loc), whitening, *after]), base)
 
     def set_flow(
         self,
@@ -213,7 +213,37 @@ class AutoFlow(AutoContinuous):  # type: ignore[misc]
         if self.prototype_trace is None:
             raise ValueError("the guide is not set up and has no flow to replace; call guide.setup(*args, **kwargs) first")
         self._flow, self._base_factory, self._flow_options = flow, base, dict(flow_options or {})
-        self._whiten_and_build(self.whitening)
+        self._whiten_and_build(*self._fixed())
+
+    def set_coordinates(self, transform: FlowTransform | None) -> None:
+        """Put a fixed transform behind the whitening, in whose input the posterior is simpler; after :meth:`setup`.
+
+        Args:
+            transform: From coordinates of one's choice to the unconstrained latents, such as
+                :class:`~pyro_flows.transforms.NonCentring`; None for none.
+
+        Raises:
+            ValueError: If the transform is not of the guide's dimension, or the guide is not set up.
+
+        Example:
+            >>> from pyro_flows.transforms import Permutation
+            >>> guide = AutoFlow(lambda: pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1)), "affine").setup()
+            >>> guide.set_coordinates(Permutation(torch.tensor([1, 0])))
+            >>> len(guide.get_transform().parts)
+            3
+        """
+        if self.prototype_trace is None:
+            raise ValueError("the guide is not set up; call guide.setup(*args, **kwargs) first")
+        if transform is not None and not isinstance(transform, FlowTransform):
+            raise ValueError(f"transform must be a FlowTransform or None, got {type(transform).__name__}")
+        if transform is not None and transform.input_dim != self.latent_dim:
+            raise ValueError(f"transform has {transform.input_dim} variables and the guide {self.latent_dim} latent dimensions")
+        parts = [self.flow, self.whitening, *([] if transform is None else [transform])]
+        self.distribution = FlowDistribution(Compose(parts), None if self._base_factory is None else self.distribution.base)
+
+    def _fixed(self) -> tuple[Any, ...]:
+        """The fixed transforms: the whitening, and what is behind it."""
+        return tuple(self.distribution.transform.parts[1:])  # type: ignore[union-attr, index]
 
     def _read_prototype(self, args: Any, kwargs: Any) -> None:
         # As AutoGuide does, but loops by pyro.plate are no obstacle: their sites have names of their own.
@@ -295,8 +325,14 @@ class AutoFlow(AutoContinuous):  # type: ignore[misc]
 
     @property
     def whitening(self) -> LowerCholeskyAffine:
-        """The fixed map from whitened to unconstrained latents."""
+        """The fixed map from whitened latents to unconstrained ones, or to the coordinates that stand for these."""
         return self.distribution.transform.parts[1]  # type: ignore[no-any-return, union-attr, index]
+
+    @property
+    def coordinates(self) -> FlowTransform | None:
+        """The transform behind the whitening (see :meth:`set_coordinates`), None if there is none."""
+        after = self._fixed()[1:]
+        return after[0] if after else None
 
     # Pyro's interface
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ from .gaussian import Density
 from .ladder import climb_ladder
 from .modes import missed_modes
 from .result import Fit, check_seed
-from .start import choose_start
+from .start import choose_coordinates
 from .training import Callback, Schedule, Training, train
 
 
@@ -221,10 +222,13 @@ def _start(
     """Place the whitened coordinates of the guide at the best start."""
     dim = guide.latent_dim
     if isinstance(init, Fit):
+        if init.guide.latent_dim != dim:
+            raise ValueError(f"init has {init.guide.latent_dim} latent dimensions and the model {dim}")
+        coordinates = copy.deepcopy(init.guide.coordinates)
         with torch.no_grad():
             draws = init.guide.distribution.sample((4096,))
-        if draws.shape[-1] != dim:
-            raise ValueError(f"init has {draws.shape[-1]} latent dimensions and the model {dim}")
+            draws = draws if coordinates is None else coordinates.inverse_and_log_det(draws)[0]
+        guide.set_coordinates(coordinates)
         guide.whitening.set(draws.mean(0), torch.linalg.cholesky(torch.cov(draws.T).reshape(dim, dim)))
         record["start"] = "earlier fit"
         return
@@ -232,11 +236,13 @@ def _start(
         point = initial_point(log_joint)
     else:
         point = _point(guide, init)
-    best, tried = choose_start(log_joint, point, 0.1, num_particles, max_time)
+    best, tried, coordinates, effects = choose_coordinates(log_joint, point, 0.1, num_particles, max_time)
     if not math.isfinite(best.elbo):
         raise ValueError(f"no start has a finite evidence lower bound{_explain(log_joint, point[None])}; give init= a better point")
+    guide.set_coordinates(coordinates)
     guide.whitening.set(best.loc, best.scale_tril)
     record["start"] = best.name
+    record["non_centred"] = effects
     record["starts"] = {start.name: start.elbo for start in tried}
     record["start_notes"] = [] if "Laplace" in record["starts"] else ["Laplace: no mode with positive curvature was found in time"]
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from pyro_flows.model import LogJoint
+from pyro_flows.transforms import FlowTransform
+
 from .batch_and_match import batch_and_match
 from .gaussian import Density, Gaussian, LogDensity, gaussian_elbo
+from .hierarchy import read_hierarchy
 from .laplace import laplace
 from .pathfinder import climb, pathfinder
 
@@ -68,6 +73,53 @@ def choose_start(
         winner = max(matched, key=lambda start: start.elbo)
         tried.append(_matched(density, winner, f"{winner.name} until converged", {"deadline": deadline}))
     return max(tried, key=lambda start: start.elbo), tried
+
+
+def choose_coordinates(
+    log_joint: LogJoint, point: Tensor, init_scale: float, num_particles: int = 256, max_time: float = math.inf
+) -> tuple[Gaussian, list[Gaussian], FlowTransform | None, list[str]]:
+    """Choose the start in the coordinates of the model, and again with its effects standardised, and take the better.
+
+    Args:
+        log_joint: The model.
+        point: Initial point, ``(D,)``.
+        init_scale: Scale of the plain start.
+        num_particles: Draws to evaluate at once, at most.
+        max_time: Seconds after which the best found by then is taken.
+
+    Returns:
+        The best and all that were tried, as of :func:`choose_start`; the map from the coordinates of the best to the unconstrained
+        latents, None if they are the same; and the names of the sites that it standardises.
+
+    Example:
+        >>> def model():
+        ...     v = pyro.sample("v", dist.Normal(0.0, 3.0))
+        ...     pyro.sample("x", dist.Normal(torch.zeros(2), (0.5 * v).exp()).to_event(1))
+        >>> best, _, _, effects = choose_coordinates(LogJoint(model), torch.zeros(3), 0.1)
+        >>> effects, abs(best.elbo) < 0.01
+        (['x'], True)
+    """
+    began = time.monotonic()
+    best, tried = choose_start(log_joint, point, init_scale, num_particles, 0.5 * max_time)
+    if not math.isfinite(best.elbo):
+        return best, tried, None, []
+    found = read_hierarchy(log_joint, best.loc.to(point), best.scale_tril.norm(dim=1).to(point))
+    left = max_time - (time.monotonic() - began)
+    if found is None or left <= 0:
+        return best, tried, None, []
+    layer, effects = found
+
+    def log_density(x: Tensor) -> Tensor:
+        z, log_det = layer.forward_and_log_det(x)
+        return log_joint(z) + log_det
+
+    inside = layer.inverse_and_log_det(point)[0]
+    _, more = choose_start(log_density, inside, init_scale, num_particles, left)
+    more = [replace(start, name=f"non-centred: {start.name}") for start in more]
+    other = max(more, key=lambda start: start.elbo)
+    if not other.elbo > best.elbo:
+        return best, tried + more, None, []
+    return other, tried + more, layer, effects
 
 
 def _matched(density: Density, start: Gaussian, name: str, options: dict[str, float]) -> Gaussian:

@@ -56,7 +56,7 @@ class Schedule:
     exact_sd: float = 0.1
     exact_decay: float = 0.5
     growth: int = 4
-    alpha: float = 0.5
+    alpha: float = 0.9
 
     def __post_init__(self) -> None:
         for name in ("warmup", "window", "patience", "min_steps", "growth"):

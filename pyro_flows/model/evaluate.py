@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from pyro.distributions.util import scale_and_mask
@@ -29,6 +30,7 @@ class Evaluate(Messenger):  # type: ignore[misc]
         log_probs: Scaled and masked log-probability of every site.
         pointwise: Masked, unscaled log-probability of the observed sites.
         deterministic: Values of the deterministic sites.
+        priors: Distribution of every latent site.
         indices: Indices that subsampled plates drew.
         subsample_sizes: Number of elements of plates that draw, and of those drawn.
     """
@@ -40,6 +42,7 @@ class Evaluate(Messenger):  # type: ignore[misc]
         self.log_probs: dict[str, Tensor] = {}
         self.pointwise: dict[str, Tensor] = {}
         self.deterministic: dict[str, Tensor] = {}
+        self.priors: dict[str, Any] = {}
         self.indices: dict[str, Tensor] = {}
         self.subsample_sizes: dict[str, tuple[int, int]] = {}
         self._reached = 0
@@ -65,6 +68,7 @@ class Evaluate(Messenger):  # type: ignore[misc]
                 f"{tuple(msg['fn'].shape())} now; the model must have the same latent sites in every call"
             )
         msg["value"] = value
+        self.priors[name] = msg["fn"]
         self._reached += 1
 
     def _pyro_post_sample(self, msg: Site) -> None:

@@ -23,6 +23,7 @@ from .enumeration import enumerated_trace, finite_sites, summed_log_prob
 from .evaluate import Evaluate
 from .latents import FlatLatents
 from .rewrites import LinAlgError, rewritten
+from .sites import location_and_log_scale
 from .structure import ModelStructure, read_model
 
 _PACKAGE = Path(__file__).parents[1]
@@ -400,6 +401,18 @@ class LogJoint:
         if not self.structure.deterministic or self.structure.enumerated:
             return {}
         return self._collect(lambda evaluate: evaluate.deterministic, z)
+
+    def locations_and_log_scales(self, z: Tensor) -> dict[str, Tensor]:
+        """Location and log-scale ``(N, site shape, 2)`` of the priors of location-scale families at latents ``(N, D)``.
+
+        In unconstrained coordinates, so that a log-normal prior has those of its logarithm. Other sites are left out.
+        """
+
+        def read(evaluate: Evaluate) -> dict[str, Tensor]:
+            found = {name: location_and_log_scale(fn, evaluate.values[name].shape) for name, fn in evaluate.priors.items()}
+            return {name: torch.stack(pair, -1) for name, pair in found.items() if pair is not None}
+
+        return self._collect(read, z)
 
     def constrained(self, z: Tensor) -> dict[str, Tensor]:
         """Values ``(N, site shape)`` of latent and deterministic sites at latents ``(N, D)``."""

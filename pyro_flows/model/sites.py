@@ -15,6 +15,9 @@ from .circle import CIRCLE, CircleTransform
 
 Site = dict[str, Any]
 
+#: Distributions of a location and a scale on the whole line.
+LOCATION_SCALE = (dist.Normal, dist.Cauchy, dist.Laplace, dist.StudentT, dist.Gumbel)
+
 
 def innermost(fn: Any) -> Any:
     """The distribution inside ``Independent``, masked and expanded wrappers.
@@ -26,6 +29,22 @@ def innermost(fn: Any) -> Any:
     while hasattr(fn, "base_dist") and isinstance(fn, (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)):
         fn = fn.base_dist
     return fn
+
+
+def location_and_log_scale(fn: Any, shape: torch.Size) -> tuple[Tensor, Tensor] | None:
+    """Location and log-scale of a prior in unconstrained coordinates, both of a shape; None if it has none.
+
+    Example:
+        >>> location_and_log_scale(dist.LogNormal(2.0, 1.0), torch.Size([2]))
+        (tensor([2., 2.]), tensor([0., 0.]))
+        >>> location_and_log_scale(dist.Gamma(2.0, 1.0), torch.Size([2]))
+    """
+    base = innermost(fn)
+    if isinstance(base, dist.LogNormal):
+        base = innermost(base.base_dist)
+    if not isinstance(base, LOCATION_SCALE):
+        return None
+    return base.loc.expand(shape), base.scale.log().expand(shape)
 
 
 def site_support(fn: Any) -> constraints.Constraint:

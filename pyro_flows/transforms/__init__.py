@@ -11,6 +11,7 @@ from .elementwise import Elementwise
 from .householder import Householder
 from .lower_cholesky_affine import LowerCholeskyAffine
 from .lu_linear import LULinear
+from .non_centring import NonCentring
 from .permutation import Permutation
 from .planar import Planar
 from .radial import Radial
@@ -31,6 +32,7 @@ __all__ = [
     "Inverse",
     "LULinear",
     "LowerCholeskyAffine",
+    "NonCentring",
     "Permutation",
     "Planar",
     "Radial",
