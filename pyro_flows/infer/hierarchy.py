@@ -8,10 +8,15 @@ from torch import Tensor
 from pyro_flows.model import LatentSite, LogJoint
 from pyro_flows.transforms import NonCentring
 
+from .gaussian import Density
+
 #: Share of the variance of location and log-scale that a linear form may leave unexplained.
 UNEXPLAINED = 0.01
 #: Effect of one standard deviation of a latent on a location in its scales, or on a log-scale, below which there is none.
 NEGLIGIBLE = 1e-3
+#: Share of the prior in the precision of a latent above which it is standardised in full: where the scale runs to zero, as it may
+#: then, nothing but the prior counts.
+MOSTLY_PRIOR = 0.5
 #: Latents up to which the linear forms are looked for.
 MOST_LATENTS = 1000
 
@@ -20,6 +25,9 @@ def read_hierarchy(log_joint: LogJoint, loc: Tensor, scale: Tensor) -> tuple[Non
     r"""The map that takes effects out of the scales that their priors give them.
 
     An effect is a latent whose prior is of a location-scale family, or log-normal, with a scale that depends on other latents.
+    It is standardised to the degree :math:`\lambda` to which its conditional precision comes from the prior, :math:`\theta =
+    \lambda m + e^{\lambda s} x`, and in full where that is more than a half: with a normal likelihood, :math:`\lambda` is the
+    derivative of its conditional mean by :math:`m`, and of the logarithm of its conditional sd by :math:`s`.
     Location and log-scale are taken as linear in the unconstrained latents, which they mostly are (:math:`\mu`, :math:`\log \tau`,
     :math:`-\frac12 \log` of a precision); sites for which they are not are left as they are. The map is a bijection however well
     the linear form fits.
@@ -48,6 +56,7 @@ def read_hierarchy(log_joint: LogJoint, loc: Tensor, scale: Tensor) -> tuple[Non
     with torch.no_grad():
         priors = log_joint.locations_and_log_scales(loc + scale * noise)
     found = [site for site in structure.sites if site.name in priors]
+    share = _prior_share(log_joint, loc, scale, found, generator)
     weights = {name: loc.new_zeros(dim, dim) for name in ("loc", "log_scale")}
     biases = {name: loc.new_zeros(dim) for name in ("loc", "log_scale")}
     taken = []
@@ -56,9 +65,10 @@ def read_hierarchy(log_joint: LogJoint, loc: Tensor, scale: Tensor) -> tuple[Non
         if forms is None:
             continue
         for name, (bias, slopes) in zip(("loc", "log_scale"), forms, strict=True):
+            rows = slice(site.start, site.stop)
             weight = slopes / scale[: site.start]
-            weights[name][site.start : site.stop, : site.start] = weight
-            biases[name][site.start : site.stop] = bias - weight @ loc[: site.start]
+            weights[name][rows, : site.start] = share[rows, None] * weight
+            biases[name][rows] = share[rows] * (bias - weight @ loc[: site.start])
         taken.append(site.name)
     if not taken:
         return None
@@ -83,3 +93,24 @@ def _linear_forms(site: LatentSite, noise: Tensor, prior: Tensor) -> tuple[tuple
         slopes = solution[1:].mT
         forms.append((solution[0], torch.where(slopes.abs() > NEGLIGIBLE * unit[:, None], slopes, torch.zeros_like(slopes))))
     return forms[0], forms[1]
+
+
+def _prior_share(log_joint: LogJoint, loc: Tensor, scale: Tensor, sites: list[LatentSite], generator: torch.Generator) -> Tensor:
+    """Share of the prior in the conditional precision of each latent, ``(D,)``, at points where the posterior is."""
+    dim = len(loc)
+    noise = torch.randn(5, dim, generator=generator, dtype=torch.float64, device="cpu").to(loc)
+    density = Density(log_joint, loc)
+    shares = []
+    for point in loc + scale * noise:
+        priors = log_joint.locations_and_log_scales(point[None])
+        width = torch.ones_like(loc)
+        for site in sites:
+            width[site.start : site.stop] = priors[site.name][0, ..., 1].exp().reshape(-1)
+        step = 0.1 * width.double().cpu()
+        moved = torch.cat([point.double().cpu() + step.diag(), point.double().cpu() - step.diag()])
+        _, gradient = density.with_gradient(moved)
+        above, below = gradient.split(dim)
+        precision = (below - above).diagonal() / (2 * step)
+        shares.append(1 / (precision * width.double().cpu().square()).clamp_min(1.0))
+    share = torch.stack(shares).median(0).values.to(loc)
+    return torch.where(share > MOSTLY_PRIOR, torch.ones_like(share), share)

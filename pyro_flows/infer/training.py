@@ -324,7 +324,7 @@ def _bounded(rows: Tensor) -> Tensor:
 
 
 def _tempered(log_weights: Tensor, alpha: float) -> Tensor:
-    r"""Factors :math:`w^\alpha` of the draws, of mean about one; all one where too few draws would count.
+    r"""Factors :math:`w^\alpha` of the draws, of mean one, with the power halved until at least half of the draws count.
 
     With the path gradient they descend the divergence :math:`(1 - E_q[w^\alpha]) / (\alpha (1 - \alpha))`: the score terms of the
     total and of the doubly reparametrised gradient (https://arxiv.org/abs/1810.04152) leave :math:`E_q[w^\alpha \nabla_z \log w
@@ -332,9 +332,12 @@ def _tempered(log_weights: Tensor, alpha: float) -> Tensor:
     """
     if alpha == 0 or not bool(torch.isfinite(log_weights).all()):
         return torch.ones_like(log_weights)
-    weights = (alpha * log_weights).softmax(0) * len(log_weights)
-    enough = weights.square().mean() < 2  # at least half of the draws count
-    return torch.where(enough, weights, torch.ones_like(weights))
+    powers = alpha * 0.5 ** torch.arange(6, dtype=log_weights.dtype, device=log_weights.device)
+    weights = (powers[:, None] * log_weights).softmax(1) * len(log_weights)
+    enough = weights.square().mean(1) < 2  # at least half of the draws count
+    if not bool(enough.any()):
+        return torch.ones_like(log_weights)
+    return weights[int(enough.int().argmax())]
 
 
 @torch.no_grad()

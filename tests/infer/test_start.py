@@ -119,7 +119,8 @@ def test_a_path_ends_where_the_density_does():
 def test_the_start_of_a_gaussian_is_exact(dim, dtype):
     target, mean, _ = gaussian(dim, loc=2.0)
     best, tried = choose_start(lambda z: target(z.double()).to(dtype), torch.zeros(dim, dtype=dtype), 0.1)
-    assert abs(best.elbo) < (0.01 if dtype == torch.float32 else 1e-4)
+    # The best of several estimates from 1,000 draws each, of Gaussians that are off by a thousandth.
+    assert abs(best.elbo) < (0.01 if dtype == torch.float32 else 3e-3)
     assert best.elbo >= max(start.elbo for start in tried)
     assert best.loc.dtype == torch.float64 and best.scale_tril.shape == (dim, dim)
 
