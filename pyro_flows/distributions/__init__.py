@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from .flow_distribution import FlowDistribution
+from .gaussian_mixture import GaussianMixture
 from .mixture import MixtureBase
 from .standard_normal import StandardNormal
 from .student_t import StudentTBase
 
-__all__ = ["FlowDistribution", "MixtureBase", "StandardNormal", "StudentTBase"]
+__all__ = ["FlowDistribution", "GaussianMixture", "MixtureBase", "StandardNormal", "StudentTBase"]

@@ -239,7 +239,7 @@ class AutoFlow(AutoContinuous):  # type: ignore[misc]
         if transform is not None and transform.input_dim != self.latent_dim:
             raise ValueError(f"transform has {transform.input_dim} variables and the guide {self.latent_dim} latent dimensions")
         parts = [self.flow, self.whitening, *([] if transform is None else [transform])]
-        self.distribution = FlowDistribution(Compose(parts), None if self._base_factory is None else self.distribution.base)
+        self.distribution = FlowDistribution(Compose(parts), self.distribution.base if self.has_own_base else None)
 
     def _fixed(self) -> tuple[Any, ...]:
         """The fixed transforms: the whitening, and what is behind it."""
@@ -333,6 +333,11 @@ class AutoFlow(AutoContinuous):  # type: ignore[misc]
         """The transform behind the whitening (see :meth:`set_coordinates`), None if there is none."""
         after = self._fixed()[1:]
         return after[0] if after else None
+
+    @property
+    def has_own_base(self) -> bool:
+        """Whether a base was given, rather than the standard normal taken."""
+        return self._base_factory is not None
 
     # Pyro's interface
 

@@ -21,9 +21,15 @@ from pyro_flows.model import LogJoint, initial_point, prior_points, read_model
 from .gaussian import Density
 from .ladder import climb_ladder
 from .modes import missed_modes
+from .multimodal import cover_modes
 from .result import Fit, check_seed
 from .start import choose_coordinates
 from .training import Callback, Schedule, Training, train
+
+#: Steps that must be left for a guide of several modes.
+LEAST_STEPS = 300
+#: Points of the prior from which modes are searched once some were found to be missed.
+PRIOR_POINTS = 512
 
 
 def fit(
@@ -32,7 +38,7 @@ def fit(
     guide: str | FlowFactory | AutoFlow | None = None,
     objective: str = "path",
     num_particles: int | None = None,
-    max_steps: int = 3000,
+    max_steps: int = 4000,
     max_time: float | None = None,
     seed: int | None = None,
     init: Mapping[str, Tensor] | Fit | None = None,
@@ -130,7 +136,24 @@ def fit(
         else:
             training = run(max_steps, 1.0)
         if not structure.subsampled and training.stop_reason not in ("interrupted", "max_time"):
-            record["missed_modes"] = _missed(auto_guide, log_joint, num_particles or 256)
+            missed = _missed(auto_guide, log_joint, num_particles or 256)
+            left = max_steps - training.steps
+            if missed and guide is None and not parameters and left >= LEAST_STEPS:
+                training = training.then(
+                    cover_modes(
+                        auto_guide,
+                        log_joint,
+                        _wide_points(auto_guide, log_joint, missed),
+                        run,
+                        left,
+                        num_particles or 256,
+                        record,
+                        max_time=math.inf if max_time is None else 0.5 * max(max_time - (time.monotonic() - began), 0.0),
+                        progress=progress,
+                    )
+                )
+                missed = _missed(auto_guide, log_joint, num_particles or 256)
+            record["missed_modes"] = missed
     record.update(
         steps=training.steps,
         skipped=training.skipped,
@@ -265,6 +288,19 @@ def _missed(guide: AutoFlow, log_joint: LogJoint, chunk: int) -> list[dict[str, 
         torch.cat([prior, near]).double().cpu(),
     )
     return [{"log_evidence": mode.elbo, "at": mode.loc.tolist()} for mode in modes]
+
+
+@torch.no_grad()
+def _wide_points(guide: AutoFlow, log_joint: LogJoint, missed: list[dict[str, Any]]) -> Tensor:
+    """Points from which all modes may be reached: the prior, draws of the guide blown up, the modes that it misses."""
+    draws = guide.distribution.sample((64,)).double().cpu()
+    mean, centred = draws.mean(0), draws - draws.mean(0)
+    found = torch.tensor([mode["at"] for mode in missed], dtype=torch.float64, device="cpu")
+    # Where one latent has a mode that far away, others may.
+    apart = float(((found - mean).abs() / draws.std(0)).max().clamp_min(2.0))
+    spread = mean + apart * draws.std(0) * torch.randn(256, len(mean), dtype=torch.float64, device="cpu")
+    points = torch.cat([draws, mean + 5 * centred, found, spread, prior_points(log_joint, PRIOR_POINTS).double().cpu()])
+    return points[torch.isfinite(points).all(-1)]
 
 
 def _point(guide: AutoFlow, init: Any) -> Tensor:

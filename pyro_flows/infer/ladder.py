@@ -85,7 +85,7 @@ def climb_ladder(
         shift = max(abs(judged.worst_mean_shift), abs(judged.worst_sd_ratio - 1))
         keep = judged.verdict == "good" and judged.ess_fraction >= GAUSSIAN_ESS and shift < GAUSSIAN_SHIFT
         reason = "its weights are constant: kept" if keep else "its weights vary: a flow over it"
-        rungs.append(_rung("gaussian", 0, judged, reason))
+        rungs.append(describe_rung("gaussian", 0, judged, reason))
         if keep:
             record["flow"] = "gaussian"
             return Training(stop_reason="the Gaussian of the start is exact")
@@ -98,12 +98,12 @@ def climb_ladder(
         reason = _shortfall(judged, enough_ess(guide.latent_dim))
         more = bool(reason)
         reason = f"{reason}: deeper" if more else "good enough: kept"
-        rungs.append(_rung(record["flow"], done.steps, judged, reason))
+        rungs.append(describe_rung(record["flow"], done.steps, judged, reason))
         if more:
             guide.set_flow(_Deeper(guide.flow))
             record["flow"] += " + nsf_coupling"
             done = done.then(train(left, 0.5))
-            rungs.append(_rung(record["flow"], done.steps, judge(guide, log_density), "no steps are left for more"))
+            rungs.append(describe_rung(record["flow"], done.steps, judge(guide, log_density), "no steps are left for more"))
     return done
 
 
@@ -143,6 +143,13 @@ def judge(guide: AutoFlow, log_density: LogDensity, num_draws: int = JUDGED) -> 
     return diagnose(log_p.double(), log_q.double(), draws=z.double())
 
 
-def _rung(flow: str, steps: int, judged: Diagnosis, reason: str) -> dict[str, Any]:
+def describe_rung(flow: str, steps: int, judged: Diagnosis, reason: str) -> dict[str, Any]:
+    """What stands in the record about a guide that was tried.
+
+    Example:
+        >>> judged = pf.diagnostics.diagnose(torch.zeros(200), torch.zeros(200))
+        >>> describe_rung("real_nvp", 100, judged, "good enough: kept")["ess_fraction"]
+        1.0
+    """
     figures = {name: getattr(judged, name) for name in ("elbo", "ess_fraction", "khat")}
     return {"flow": flow, "steps": steps, **{k: v if math.isfinite(v) else str(v) for k, v in figures.items()}, "reason": reason}

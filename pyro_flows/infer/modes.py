@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from .laplace import laplace
 ABSENT = 5.0
 #: Share of the posterior below which a mode does not matter.
 NEGLIGIBLE_MASS = 0.01
+#: Root mean square distance, in widths of a mode, below which the ends of two climbs are one mode.
+SAME = 0.5
 
 
 def climb_together(density: Density, points: Tensor, num_steps: int = 80, lr: float = 0.1) -> Tensor:
@@ -51,7 +54,7 @@ def missed_modes(
 
     Points climb from ``starts`` and from draws of the guide blown up by 2 and by 5 about their mean. An end where
     :math:`\log p - \log q` stands more than 5 nats above the log evidence is a mode that the guide may miss; how much of the
-    posterior it holds is estimated by importance weights of the Gaussian with the curvature there.
+    posterior lies there, where the guide is absent, is estimated by importance weights of the Gaussian with the end's curvature.
 
     Args:
         density: The log joint density.
@@ -79,19 +82,97 @@ def missed_modes(
     excess = density(ends) - log_q(ends) - log_evidence
     order = torch.argsort(torch.where(torch.isnan(excess), -math.inf, density(ends)), descending=True)
     found: list[Gaussian] = []
+
+    def absent(z: Tensor) -> Tensor:
+        value = density.log_density(z)
+        return torch.where(value - log_q.log_density(z) > log_evidence + ABSENT, value, torch.full_like(value, -math.inf))
+
+    # An end on a slope far out may have the mode that the guide knows within its reach.
+    counted = Density(absent, torch.empty(0, dtype=density.dtype, device=density.device), density.chunk)
     for index in order.tolist():
         if not float(excess[index]) > ABSENT or len(found) >= most:
             continue
-        if any(_inside(ends[index], mode) for mode in found):
+        if any(_distance(ends[index], mode) < math.sqrt(len(mean)) + 3 for mode in found):
             continue
-        scale_tril = laplace(density, ends[index])
-        if scale_tril is None:
-            continue
-        weights = gaussian_log_weights(density, ends[index], scale_tril, 1024)
-        value = float(weights.nan_to_num(nan=-math.inf).logsumexp(0)) - math.log(1024)
-        found.append(Gaussian(f"mode {len(found) + 1}", ends[index], scale_tril, value))
+        mode = _describe(density, ends[index], f"mode {len(found) + 1}", counted)
+        if mode is not None:
+            found.append(mode)
     heavy = [mode for mode in found if mode.elbo - log_evidence > math.log(NEGLIGIBLE_MASS)]
     return sorted(heavy, key=lambda mode: mode.elbo, reverse=True)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The modes of a posterior.
+
+    Args:
+        modes: A Gaussian at each mode that was found, the heaviest first; its ``elbo`` is the log evidence of the mode, in nats.
+        complete: Whether the climbs came to the same few modes again and again, so that hardly any is left to find.
+        ends: Where the climbs ended, ``(N, D)``.
+
+    Example:
+        >>> Survey([], False, torch.zeros(0, 2)).complete
+        False
+    """
+
+    modes: list[Gaussian]
+    complete: bool
+    ends: Tensor
+
+
+def survey(density: Density, starts: Tensor, most: int = 64) -> Survey:
+    """Climb from many points, and describe the modes at which they end.
+
+    Args:
+        density: The log joint density.
+        starts: Where to begin, ``(N, D)``.
+        most: Number of modes to describe, at most.
+
+    Returns:
+        Modes that hold more than 0.1 % of all that was found.
+
+    Example:
+        >>> pair = Density(lambda z: torch.logaddexp(-0.5 * (z + 9).square(), -0.5 * (z - 9).square()).sum(-1), torch.zeros(1))
+        >>> found = survey(pair, torch.linspace(-20, 20, 50)[:, None].double())
+        >>> len(found.modes), found.complete
+        (2, True)
+    """
+    mean, scale = starts.mean(0), starts.std(0)
+    ends = mean + scale * climb_together(_standardised(density, mean, scale), (starts - mean) / scale, num_steps=150)
+    modes: list[Gaussian] = []
+    members: list[int] = []
+    strangers = 0
+    for index in torch.argsort(density(ends).nan_to_num(nan=-math.inf), descending=True).tolist():
+        home = next((k for k, mode in enumerate(modes) if _distance(ends[index], mode) < SAME * math.sqrt(len(mean))), None)
+        if home is not None:
+            members[home] += 1
+        elif len(modes) == most:
+            strangers += 1
+        else:
+            mode = _describe(density, ends[index], f"mode {len(modes) + 1}")
+            if mode is not None:
+                modes.append(mode)
+                members.append(1)
+    if not modes:
+        return Survey([], False, ends)
+    total = float(torch.tensor([mode.elbo for mode in modes]).logsumexp(0))
+    kept = [k for k, mode in enumerate(modes) if mode.elbo - total > math.log(0.1 * NEGLIGIBLE_MASS)]
+    # The share of climbs that are alone at their mode is that of the climbs to come that would end at a new one (Good, Turing).
+    alone = strangers + sum(members[k] == 1 for k in kept)
+    complete = alone <= 0.05 * (strangers + sum(members))
+    return Survey(sorted((modes[k] for k in kept), key=lambda mode: mode.elbo, reverse=True), complete, ends)
+
+
+def _describe(density: Density, at: Tensor, name: str, counted: Density | None = None) -> Gaussian | None:
+    """The Gaussian with the curvature of a mode and the evidence of its neighbourhood, by importance weights.
+
+    The evidence is that of ``counted``, a part of the density, if it is given.
+    """
+    scale_tril = laplace(density, at)
+    if scale_tril is None:
+        return None
+    weights = gaussian_log_weights(counted or density, at, scale_tril, 1024)
+    return Gaussian(name, at, scale_tril, float(weights.nan_to_num(nan=-math.inf).logsumexp(0)) - math.log(1024))
 
 
 def _standardised(density: Density, mean: Tensor, scale: Tensor) -> Density:
@@ -101,7 +182,6 @@ def _standardised(density: Density, mean: Tensor, scale: Tensor) -> Density:
     return Density(lambda x: density.log_density(shift + factor * x), like, density.chunk)
 
 
-def _inside(point: Tensor, mode: Gaussian) -> bool:
-    """Whether a point lies where a mode has its mass."""
-    noise = torch.linalg.solve_triangular(mode.scale_tril, (point - mode.loc)[:, None], upper=False)
-    return float(noise.square().sum()) < (math.sqrt(len(point)) + 3) ** 2
+def _distance(point: Tensor, mode: Gaussian) -> float:
+    """How far a point is from a mode, in units of its width."""
+    return float(torch.linalg.solve_triangular(mode.scale_tril, (point - mode.loc)[:, None], upper=False).norm())
