@@ -13,23 +13,16 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_flows.diagnostics import usable_log_weights
 from pyro_flows.flows.registry import FlowFactory
 from pyro_flows.guides import AutoFlow
-from pyro_flows.model import LogJoint, initial_point, prior_points, read_model
+from pyro_flows.model import LogJoint, initial_point, read_model
 
-from .gaussian import Density
+from .choice import choose_guide
 from .ladder import climb_ladder
-from .modes import missed_modes
-from .multimodal import cover_modes
+from .modes import missed_by
 from .result import Fit, check_seed
 from .start import choose_coordinates
 from .training import Callback, Schedule, Training, train
-
-#: Steps that must be left for a guide of several modes.
-LEAST_STEPS = 300
-#: Points of the prior from which modes are searched once some were found to be missed.
-PRIOR_POINTS = 512
 
 
 def fit(
@@ -130,30 +123,26 @@ def fit(
                 full_density=log_joint.full if structure.subsampled else None,
             )
 
-        if guide is None:
-            fixed = not parameters and not structure.subsampled
-            training = climb_ladder(auto_guide, log_joint.full, run, max_steps, record, gaussian=fixed)
+        if guide is None and not structure.subsampled:
+            left = math.inf if max_time is None else 0.5 * max(max_time - (time.monotonic() - began), 0.0)
+            training = choose_guide(
+                auto_guide,
+                log_joint,
+                run,
+                max_steps,
+                num_particles or 256,
+                record,
+                learns=bool(parameters),
+                max_time=left,
+                progress=progress,
+            )
+        elif guide is None:
+            training = climb_ladder(auto_guide, log_joint.full, run, max_steps, record)
         else:
             training = run(max_steps, 1.0)
         if not structure.subsampled and training.stop_reason not in ("interrupted", "max_time"):
-            missed = _missed(auto_guide, log_joint, num_particles or 256)
-            left = max_steps - training.steps
-            if missed and guide is None and not parameters and left >= LEAST_STEPS:
-                training = training.then(
-                    cover_modes(
-                        auto_guide,
-                        log_joint,
-                        _wide_points(auto_guide, log_joint, missed),
-                        run,
-                        left,
-                        num_particles or 256,
-                        record,
-                        max_time=math.inf if max_time is None else 0.5 * max(max_time - (time.monotonic() - began), 0.0),
-                        progress=progress,
-                    )
-                )
-                missed = _missed(auto_guide, log_joint, num_particles or 256)
-            record["missed_modes"] = missed
+            missed = missed_by(auto_guide, log_joint, num_particles or 256)
+            record["missed_modes"] = [{"log_evidence": mode.elbo, "at": mode.loc.tolist()} for mode in missed]
     record.update(
         steps=training.steps,
         skipped=training.skipped,
@@ -268,39 +257,6 @@ def _start(
     record["non_centred"] = effects
     record["starts"] = {start.name: start.elbo for start in tried}
     record["start_notes"] = [] if "Laplace" in record["starts"] else ["Laplace: no mode with positive curvature was found in time"]
-
-
-def _missed(guide: AutoFlow, log_joint: LogJoint, chunk: int) -> list[dict[str, Any]]:
-    """Modes that the guide misses: the log evidence of each, and their mean in unconstrained coordinates."""
-    like = guide.whitening.loc
-    with torch.no_grad():
-        z, log_q = guide.distribution.rsample_and_log_prob((1024,))
-        log_weights = usable_log_weights(torch.cat([log_joint.full(part) for part in z.split(chunk)]), log_q, z)[0]
-        prior = prior_points(log_joint, 64)
-        near = torch.empty(64, z.shape[-1], dtype=like.dtype, device=like.device).uniform_(-2, 2)
-    if not bool(torch.isfinite(log_weights).any()):
-        return []
-    modes = missed_modes(
-        Density(log_joint, like, chunk),
-        Density(guide.distribution.log_prob, like, chunk),
-        z[:64].double().cpu(),
-        float(log_weights.logsumexp(0)) - math.log(len(log_weights)),
-        torch.cat([prior, near]).double().cpu(),
-    )
-    return [{"log_evidence": mode.elbo, "at": mode.loc.tolist()} for mode in modes]
-
-
-@torch.no_grad()
-def _wide_points(guide: AutoFlow, log_joint: LogJoint, missed: list[dict[str, Any]]) -> Tensor:
-    """Points from which all modes may be reached: the prior, draws of the guide blown up, the modes that it misses."""
-    draws = guide.distribution.sample((64,)).double().cpu()
-    mean, centred = draws.mean(0), draws - draws.mean(0)
-    found = torch.tensor([mode["at"] for mode in missed], dtype=torch.float64, device="cpu")
-    # Where one latent has a mode that far away, others may.
-    apart = float(((found - mean).abs() / draws.std(0)).max().clamp_min(2.0))
-    spread = mean + apart * draws.std(0) * torch.randn(256, len(mean), dtype=torch.float64, device="cpu")
-    points = torch.cat([draws, mean + 5 * centred, found, spread, prior_points(log_joint, PRIOR_POINTS).double().cpu()])
-    return points[torch.isfinite(points).all(-1)]
 
 
 def _point(guide: AutoFlow, init: Any) -> Tensor:

@@ -14,9 +14,6 @@ from .gaussian import Density
 UNEXPLAINED = 0.01
 #: Effect of one standard deviation of a latent on a location in its scales, or on a log-scale, below which there is none.
 NEGLIGIBLE = 1e-3
-#: Share of the prior in the precision of a latent above which it is standardised in full: where the scale runs to zero, as it may
-#: then, nothing but the prior counts.
-MOSTLY_PRIOR = 0.5
 #: Latents up to which the linear forms are looked for.
 MOST_LATENTS = 1000
 
@@ -25,9 +22,6 @@ def read_hierarchy(log_joint: LogJoint, loc: Tensor, scale: Tensor) -> tuple[Non
     r"""The map that takes effects out of the scales that their priors give them.
 
     An effect is a latent whose prior is of a location-scale family, or log-normal, with a scale that depends on other latents.
-    It is standardised to the degree :math:`\lambda` to which its conditional precision comes from the prior, :math:`\theta =
-    \lambda m + e^{\lambda s} x`, and in full where that is more than a half: with a normal likelihood, :math:`\lambda` is the
-    derivative of its conditional mean by :math:`m`, and of the logarithm of its conditional sd by :math:`s`.
     Location and log-scale are taken as linear in the unconstrained latents, which they mostly are (:math:`\mu`, :math:`\log \tau`,
     :math:`-\frac12 \log` of a precision); sites for which they are not are left as they are. The map is a bijection however well
     the linear form fits.
@@ -56,7 +50,8 @@ def read_hierarchy(log_joint: LogJoint, loc: Tensor, scale: Tensor) -> tuple[Non
     with torch.no_grad():
         priors = log_joint.locations_and_log_scales(loc + scale * noise)
     found = [site for site in structure.sites if site.name in priors]
-    share = _prior_share(log_joint, loc, scale, found, generator)
+    precision, centre = _data(log_joint, loc, scale, found, generator)
+    is_effect = torch.zeros(dim, dtype=torch.bool, device=loc.device)
     weights = {name: loc.new_zeros(dim, dim) for name in ("loc", "log_scale")}
     biases = {name: loc.new_zeros(dim) for name in ("loc", "log_scale")}
     taken = []
@@ -67,12 +62,16 @@ def read_hierarchy(log_joint: LogJoint, loc: Tensor, scale: Tensor) -> tuple[Non
         for name, (bias, slopes) in zip(("loc", "log_scale"), forms, strict=True):
             rows = slice(site.start, site.stop)
             weight = slopes / scale[: site.start]
-            weights[name][rows, : site.start] = share[rows, None] * weight
-            biases[name][rows] = share[rows] * (bias - weight @ loc[: site.start])
+            weights[name][rows, : site.start] = weight
+            biases[name][rows] = bias - weight @ loc[: site.start]
+            is_effect[rows] = True
         taken.append(site.name)
     if not taken:
         return None
-    return NonCentring(biases["loc"], weights["loc"], biases["log_scale"], weights["log_scale"]), taken
+    usable = is_effect & torch.isfinite(precision) & torch.isfinite(centre)
+    zero = torch.zeros_like(loc)
+    precision, centre = torch.where(usable, precision, zero), torch.where(usable, centre, zero)
+    return NonCentring(biases["loc"], weights["loc"], biases["log_scale"], weights["log_scale"], precision, centre), taken
 
 
 def _linear_forms(site: LatentSite, noise: Tensor, prior: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
@@ -95,22 +94,28 @@ def _linear_forms(site: LatentSite, noise: Tensor, prior: Tensor) -> tuple[tuple
     return forms[0], forms[1]
 
 
-def _prior_share(log_joint: LogJoint, loc: Tensor, scale: Tensor, sites: list[LatentSite], generator: torch.Generator) -> Tensor:
-    """Share of the prior in the conditional precision of each latent, ``(D,)``, at points where the posterior is."""
+def _data(
+    log_joint: LogJoint, loc: Tensor, scale: Tensor, sites: list[LatentSite], generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Precision of what all but the prior says of each effect, and where that has its centre, both ``(D,)``.
+
+    From the gradient and its central differences at five points, less those of a normal prior.
+    """
     dim = len(loc)
-    noise = torch.randn(5, dim, generator=generator, dtype=torch.float64, device="cpu").to(loc)
     density = Density(log_joint, loc)
-    shares = []
-    for point in loc + scale * noise:
-        priors = log_joint.locations_and_log_scales(point[None])
-        width = torch.ones_like(loc)
+    noise = torch.randn(5, dim, generator=generator, dtype=torch.float64, device="cpu")
+    precisions, centres = [], []
+    for point in loc.double().cpu() + scale.double().cpu() * noise:
+        priors = log_joint.locations_and_log_scales(point[None].to(loc))
+        prior_loc, width = point.clone(), torch.ones_like(point)
         for site in sites:
-            width[site.start : site.stop] = priors[site.name][0, ..., 1].exp().reshape(-1)
-        step = 0.1 * width.double().cpu()
-        moved = torch.cat([point.double().cpu() + step.diag(), point.double().cpu() - step.diag()])
-        _, gradient = density.with_gradient(moved)
-        above, below = gradient.split(dim)
-        precision = (below - above).diagonal() / (2 * step)
-        shares.append(1 / (precision * width.double().cpu().square()).clamp_min(1.0))
-    share = torch.stack(shares).median(0).values.to(loc)
-    return torch.where(share > MOSTLY_PRIOR, torch.ones_like(share), share)
+            flat = priors[site.name][0].reshape(-1, 2).double().cpu()
+            prior_loc[site.start : site.stop], width[site.start : site.stop] = flat[:, 0], flat[:, 1].exp()
+        step = 0.1 * torch.minimum(width, scale.double().cpu())
+        _, gradient = density.with_gradient(torch.cat([point + step.diag(), point - step.diag()]))
+        above, below = gradient[:dim].diagonal(), gradient[dim:].diagonal()
+        precision = ((below - above) / (2 * step) - width**-2).clamp_min(0.0)
+        pull = 0.5 * (above + below) + (point - prior_loc) * width**-2
+        precisions.append(precision)
+        centres.append(point + pull / precision.clamp_min(NEGLIGIBLE * width**-2))
+    return torch.stack(precisions).median(0).values.to(loc), torch.stack(centres).median(0).values.to(loc)

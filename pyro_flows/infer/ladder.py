@@ -57,15 +57,30 @@ def enough_ess(dim: int) -> float:
     return min(0.95, max(0.5, math.exp(-0.005 * dim)))
 
 
-def climb_ladder(
-    guide: AutoFlow, log_density: LogDensity, train: Train, max_steps: int, record: dict[str, Any], *, gaussian: bool = True
-) -> Training:
-    """Train the simplest guide that is good enough: the Gaussian of the start, a flow over it, a deeper flow over that.
+def keeps_gaussian(guide: AutoFlow, log_density: LogDensity, record: dict[str, Any]) -> bool:
+    """Whether the importance weights of the guide's Gaussian start say that it is exact.
 
-    The Gaussian stays where its importance weights say that it is exact. Else come eight affine couplings over it, and if these
-    leave the effective share of draws too low (:func:`enough_ess`) or the tail of the weights heavy, four spline couplings more,
-    at the identity to begin with. A rung that is no better than the one before is undone by the training loop, which keeps the
-    better state.
+    Args:
+        guide: Set up as a Gaussian.
+        log_density: Maps ``(N, D)`` to ``(N,)``.
+        record: Gets ``rungs``, and ``flow`` if it is kept.
+    """
+    judged = judge(guide, log_density)
+    shift = max(abs(judged.worst_mean_shift), abs(judged.worst_sd_ratio - 1))
+    keep = judged.verdict == "good" and judged.ess_fraction >= GAUSSIAN_ESS and shift < GAUSSIAN_SHIFT
+    reason = "its weights are constant: kept" if keep else "its weights vary: a flow over it"
+    record.setdefault("rungs", []).append(describe_rung("gaussian", 0, judged, reason))
+    if keep:
+        record["flow"] = "gaussian"
+    return keep
+
+
+def climb_ladder(guide: AutoFlow, log_density: LogDensity, train: Train, max_steps: int, record: dict[str, Any]) -> Training:
+    """Train the simplest flow that is good enough over the Gaussian of the start, or a deeper one over that.
+
+    First come eight affine couplings, and if these leave the effective share of draws too low (:func:`enough_ess`) or the tail of
+    the weights heavy, four spline couplings more, at the identity to begin with. A rung that is no better than the one before is
+    undone by the training loop, which keeps the better state.
 
     Args:
         guide: Its whitening is the Gaussian of the start; its flow is replaced.
@@ -73,22 +88,11 @@ def climb_ladder(
         train: Trains the guide in place.
         max_steps: Steps in all, at most.
         record: Gets ``flow`` and ``rungs``: what was tried, how good it was, and why it went on.
-        gaussian: Whether the Gaussian may stay; not if the model has parameters to learn.
 
     Returns:
         What was done, all rungs together.
     """
-    rungs: list[dict[str, Any]] = []
-    record["rungs"] = rungs
-    if gaussian:
-        judged = judge(guide, log_density)
-        shift = max(abs(judged.worst_mean_shift), abs(judged.worst_sd_ratio - 1))
-        keep = judged.verdict == "good" and judged.ess_fraction >= GAUSSIAN_ESS and shift < GAUSSIAN_SHIFT
-        reason = "its weights are constant: kept" if keep else "its weights vary: a flow over it"
-        rungs.append(describe_rung("gaussian", 0, judged, reason))
-        if keep:
-            record["flow"] = "gaussian"
-            return Training(stop_reason="the Gaussian of the start is exact")
+    rungs: list[dict[str, Any]] = record.setdefault("rungs", [])
     guide.set_flow(default_flow)
     record["flow"] = "nsf_coupling" if guide.latent_dim == 1 else "real_nvp"
     done = train(max_steps, 1.0)

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_flows.diagnostics import usable_log_weights
+from pyro_flows.guides import AutoFlow
+from pyro_flows.model import LogJoint, prior_points
+
 from .gaussian import Density, Gaussian, gaussian_log_weights
 from .laplace import laplace
 
@@ -15,6 +19,8 @@ from .laplace import laplace
 ABSENT = 5.0
 #: Share of the posterior below which a mode does not matter.
 NEGLIGIBLE_MASS = 0.01
+#: Depth in nats of the valley between two modes.
+BARRIER = 3.0
 #: Root mean square distance, in widths of a mode, below which the ends of two climbs are one mode.
 SAME = 0.5
 
@@ -45,6 +51,57 @@ def climb_together(density: Density, points: Tensor, num_steps: int = 80, lr: fl
         at.grad = -torch.where(alive[:, None], gradient, torch.zeros_like(gradient))
         optimizer.step()
     return at[alive]
+
+
+@torch.no_grad()
+def missed_by(guide: AutoFlow, log_joint: LogJoint, chunk: int = 256) -> list[Gaussian]:
+    """Modes that a guide misses (:func:`missed_modes`), searched from its draws, the prior and the surroundings of zero.
+
+    Example:
+        >>> def model():
+        ...     pyro.sample("x", dist.Normal(0.0, 1.0))
+        >>> guide = pf.AutoFlow(model, flow="affine", init_scale=1.0).setup()
+        >>> missed_by(guide, LogJoint(model))
+        []
+    """
+    like = guide.whitening.loc
+    z, log_q = guide.distribution.rsample_and_log_prob((1024,))
+    log_weights = usable_log_weights(torch.cat([log_joint.full(part) for part in z.split(chunk)]), log_q, z)[0]
+    prior = prior_points(log_joint, 64)
+    near = torch.empty(64, z.shape[-1], dtype=like.dtype, device=like.device).uniform_(-2, 2)
+    if not bool(torch.isfinite(log_weights).any()):
+        return []
+    return missed_modes(
+        Density(log_joint, like, chunk),
+        Density(guide.distribution.log_prob, like, chunk),
+        z[:64].double().cpu(),
+        float(log_weights.logsumexp(0)) - math.log(len(log_weights)),
+        torch.cat([prior, near]).double().cpu(),
+    )
+
+
+@torch.no_grad()
+def wide_points(guide: AutoFlow, log_joint: LogJoint, missed: list[Gaussian], num_prior: int = 512) -> Tensor:
+    """Points from which all modes may be reached: the prior, draws of the guide blown up, and what is known to be missed.
+
+    Returns:
+        Points ``(N, D)``, float64, on the CPU.
+
+    Example:
+        >>> def model():
+        ...     pyro.sample("x", dist.Normal(0.0, 1.0))
+        >>> guide = pf.AutoFlow(model, flow="affine").setup()
+        >>> wide_points(guide, LogJoint(model), [], 100).shape
+        torch.Size([484, 1])
+    """
+    draws = guide.distribution.sample((64,)).double().cpu()
+    mean, sd = draws.mean(0), draws.std(0)
+    found = torch.stack([mode.loc for mode in missed]) if missed else draws[:0]
+    # Where one latent has a mode that far away, others may.
+    apart = max([3.0, *((mode.loc - mean).abs().div(sd).max().item() for mode in missed)])
+    spread = mean + apart * sd * torch.randn(256, len(mean), dtype=torch.float64, device="cpu")
+    points = torch.cat([draws, mean + 5 * (draws - mean), found, spread, prior_points(log_joint, num_prior).double().cpu()])
+    return points[torch.isfinite(points).all(-1)]
 
 
 def missed_modes(
@@ -99,6 +156,41 @@ def missed_modes(
             found.append(mode)
     heavy = [mode for mode in found if mode.elbo - log_evidence > math.log(NEGLIGIBLE_MASS)]
     return sorted(heavy, key=lambda mode: mode.elbo, reverse=True)
+
+
+def are_separate(density: Density, modes: list[Gaussian]) -> bool:
+    """Whether two of the heaviest modes are maxima with a barrier between them.
+
+    Args:
+        density: The log joint density.
+        modes: The heaviest first.
+
+    Returns:
+        True if the gradients vanish at both, each holds at least 1 % of the mass of all, and on the straight line between them the
+        log-density falls 3 nats below the lower of both.
+
+    Example:
+        >>> pair = Density(lambda z: torch.logaddexp(-0.5 * (z + 9).square(), -0.5 * (z - 9).square()).sum(-1), torch.zeros(1))
+        >>> are_separate(pair, survey(pair, torch.linspace(-20, 20, 50)[:, None].double()).modes)
+        True
+    """
+    total = float(torch.tensor([mode.elbo for mode in modes]).logsumexp(0)) if modes else 0.0
+    heavy = [mode for mode in modes[:6] if mode.elbo - total > math.log(NEGLIGIBLE_MASS)]
+    ends = [(mode.loc, float(value)) for mode in heavy for value in [_maximum(density, mode)] if value is not None]
+    share = torch.linspace(0, 1, 21, dtype=torch.float64, device="cpu")[:, None]
+    for i, (a, at_a) in enumerate(ends):
+        for b, at_b in ends[:i]:
+            between = density(a + share * (b - a))
+            if float(between.nan_to_num(nan=math.inf).min()) < min(at_a, at_b) - BARRIER:
+                return True
+    return False
+
+
+def _maximum(density: Density, mode: Gaussian) -> Tensor | None:
+    """The log-density at a mode, None where it still rises by more than a twentieth of a nat (Newton's decrement)."""
+    value, gradient = density.with_gradient(mode.loc[None])
+    rise = 0.5 * float((mode.scale_tril.mT @ gradient[0]).square().sum())
+    return value[0] if rise < 0.05 else None
 
 
 @dataclass(frozen=True)

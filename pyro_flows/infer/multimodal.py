@@ -39,7 +39,7 @@ def cover_modes(
     *,
     max_time: float = math.inf,
     progress: bool = False,
-) -> Training:
+) -> tuple[Training, bool]:
     """Fit a guide of several modes in the place of one that misses some; keep it if its evidence lower bound is higher.
 
     Where climbs from ``starts`` come to the same few modes again and again, a mixture of Gaussians at these modes becomes the base
@@ -59,7 +59,7 @@ def cover_modes(
         progress: Show a bar.
 
     Returns:
-        What was done.
+        What was done, and whether the new guide was kept.
     """
     before, previous = judge(guide, log_density).elbo, _Kept.of(guide)
     found = survey(Density(log_density, guide.whitening.loc, num_particles), starts)
@@ -76,7 +76,7 @@ def cover_modes(
         record["flow"] = name
     else:
         previous.restore(guide)
-    return done
+    return done, better
 
 
 def _mixture(

@@ -8,27 +8,36 @@ from torch import Tensor
 from .core import FlowTransform
 
 #: Largest absolute log-scale; what is beyond has no place in single precision.
-BOUND = 30.0
+BOUND = 20.0
 
 
 class NonCentring(FlowTransform):
-    r"""Fixed map :math:`y_i = m_i(y) + e^{s_i(y)} x_i` with :math:`m = b + B y` and :math:`s = c + C y` of earlier variables.
+    r"""Fixed map from standardised to actual effects of a hierarchy, by the conditional posterior of normal effects.
 
     In a hierarchical model the effects have a prior whose location and scale are latents themselves, such as :math:`\theta_j \sim
-    N(\mu, \tau^2)`. Where data say little about single effects, :math:`(\mu, \log\tau, \theta)` is a funnel, and :math:`(\mu,
-    \log\tau, (\theta - \mu)/\tau)` nearly Gaussian. This map leads from these to those.
+    N(\mu, \tau^2)`: there :math:`(\mu, \log\tau, \theta)` is a funnel, whose neck the data close more or less. With location
+    :math:`m = b + B y` and log-scale :math:`s = c + C y`, linear in earlier variables, and data that say :math:`d_i` with a precision
+    of :math:`P_i`,
 
-    :math:`\log|\det \partial y/\partial x| = \sum_i s_i(y)`. The inverse is one pass, the forward direction as many as the
-    hierarchy has levels. All four are buffers: nothing is learned, everything is saved. Log-scales are held between -30 and 30.
+    .. math:: y_i = \lambda_i m_i + (1 - \lambda_i) d_i + \sqrt{\lambda_i}\, e^{s_i} x_i, \quad \lambda_i = 1 / (1 + P_i e^{2 s_i}),
+
+    which takes a standard normal :math:`x` to what these say of the effects together. Without data (:math:`P = 0`) it is the
+    non-centred parametrisation :math:`y = m + e^s x`; for variables that are no effects, all are 0 and :math:`y = x`.
+
+    :math:`\log|\det \partial y/\partial x| = \sum_i s_i + \frac12 \log\lambda_i`. The inverse is one pass, the forward direction as
+    many as the hierarchy has levels. All six are buffers: nothing is learned, everything is saved. Log-scales are held between -20
+    and 20.
 
     Args:
         loc_bias: :math:`b`, ``(D,)``.
         loc_weight: :math:`B`, ``(D, D)``, strictly lower triangular.
         log_scale_bias: :math:`c`, ``(D,)``.
         log_scale_weight: :math:`C`, ``(D, D)``, strictly lower triangular.
+        precision: :math:`P`, ``(D,)``, not negative; zero if None.
+        centre: :math:`d`, ``(D,)``; zero if None.
 
     Raises:
-        ValueError: If a shape does not fit, an entry is not finite, or a matrix is not strictly lower triangular.
+        ValueError: If a shape does not fit, an entry is not finite, a precision is negative, or a matrix is not strictly lower triangular.
 
     References:
         Papaspiliopoulos, Roberts, Sköld (2007), *A general framework for the parametrization of hierarchical models*,
@@ -46,8 +55,18 @@ class NonCentring(FlowTransform):
     loc_weight: Tensor
     log_scale_bias: Tensor
     log_scale_weight: Tensor
+    precision: Tensor
+    centre: Tensor
 
-    def __init__(self, loc_bias: Tensor, loc_weight: Tensor, log_scale_bias: Tensor, log_scale_weight: Tensor) -> None:
+    def __init__(
+        self,
+        loc_bias: Tensor,
+        loc_weight: Tensor,
+        log_scale_bias: Tensor,
+        log_scale_weight: Tensor,
+        precision: Tensor | None = None,
+        centre: Tensor | None = None,
+    ) -> None:
         if loc_bias.dim() != 1:
             raise ValueError(f"loc_bias must have shape (D,), got {tuple(loc_bias.shape)}")
         super().__init__(loc_bias.shape[0])
@@ -57,6 +76,8 @@ class NonCentring(FlowTransform):
             "loc_weight": (loc_weight, (dim, dim)),
             "log_scale_bias": (log_scale_bias, (dim,)),
             "log_scale_weight": (log_scale_weight, (dim, dim)),
+            "precision": (torch.zeros_like(loc_bias) if precision is None else precision, (dim,)),
+            "centre": (torch.zeros_like(loc_bias) if centre is None else centre, (dim,)),
         }
         for name, (value, shape) in given.items():
             if tuple(value.shape) != shape:
@@ -66,14 +87,19 @@ class NonCentring(FlowTransform):
             if len(shape) == 2 and bool(value.triu().any()):
                 raise ValueError(f"{name} must be strictly lower triangular: a variable may depend on earlier ones alone")
             self.register_buffer(name, value.detach().clone())
+        if bool((self.precision < 0).any()):
+            raise ValueError(f"precision must not be negative, got {self.precision.min().item()}")
         self.depth = _depth((loc_weight != 0) | (log_scale_weight != 0))
 
     def extra_repr(self) -> str:
         return f"depth={self.depth}"
 
     def _location_and_log_scale(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        log_scale = self.log_scale_bias + y @ self.log_scale_weight.mT
-        return self.loc_bias + y @ self.loc_weight.mT, log_scale.clamp(-BOUND, BOUND)
+        prior_loc = self.loc_bias + y @ self.loc_weight.mT
+        prior_log_scale = (self.log_scale_bias + y @ self.log_scale_weight.mT).clamp(-BOUND, BOUND)
+        data_over_prior = self.precision * (2 * prior_log_scale).exp()
+        loc = (prior_loc + data_over_prior * self.centre) / (1 + data_over_prior)
+        return loc, prior_log_scale - 0.5 * data_over_prior.log1p()
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         y = x

@@ -1,0 +1,78 @@
+"""Choosing the guide of ``fit`` where the user names none."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from pyro_flows.guides import AutoFlow
+from pyro_flows.model import LogJoint
+
+from .gaussian import Density
+from .ladder import Train, climb_ladder, keeps_gaussian
+from .modes import are_separate, missed_by, survey, wide_points
+from .multimodal import cover_modes
+from .training import Training
+
+#: Steps that must be left for a guide of several modes.
+LEAST_STEPS = 300
+#: Points of the quick search for modes.
+QUICK = 200
+
+
+def choose_guide(
+    guide: AutoFlow,
+    log_joint: LogJoint,
+    train: Train,
+    max_steps: int,
+    num_particles: int,
+    record: dict[str, Any],
+    *,
+    learns: bool = False,
+    max_time: float = math.inf,
+    progress: bool = False,
+) -> Training:
+    """Find the simplest guide that the posterior needs, and train it.
+
+    The Gaussian of the start where it is exact (:func:`keeps_gaussian`). Where a quick search finds several modes with barriers
+    between them, a guide of several modes (:func:`cover_modes`). Else flows of growing capacity over the Gaussian
+    (:func:`climb_ladder`), and a guide of several modes if what they came to misses one.
+
+    Args:
+        guide: Its whitening is the Gaussian of the start; its flow is replaced.
+        log_joint: The log joint density.
+        train: Trains the guide in place.
+        max_steps: Steps in all, at most.
+        num_particles: Draws to evaluate at once, at most.
+        record: Gets ``flow`` and ``rungs``: what was tried, how good it was, and why it went on.
+        learns: Whether the model has parameters to learn; then it is one flow, trained on.
+        max_time: Seconds that annealing may take.
+        progress: Show bars.
+
+    Returns:
+        What was done, all guides together.
+    """
+    if learns:
+        return climb_ladder(guide, log_joint, train, max_steps, record)
+    if keeps_gaussian(guide, log_joint, record):
+        return Training(stop_reason="the Gaussian of the start is exact")
+    density = Density(log_joint, guide.whitening.loc, num_particles)
+    options: dict[str, Any] = {"max_time": max_time, "progress": progress}
+    training = Training()
+    points = wide_points(guide, log_joint, [], num_prior=64)
+    first = survey(density, points[torch.randperm(len(points), device="cpu")[:QUICK]], most=8).modes
+    if are_separate(density, first):
+        starts = wide_points(guide, log_joint, first)
+        training, kept = cover_modes(guide, log_joint, starts, train, max_steps, num_particles, record, **options)
+        if kept:
+            return training
+    training = training.then(climb_ladder(guide, log_joint, train, max_steps - training.steps, record))
+    left = max_steps - training.steps
+    if left >= LEAST_STEPS and training.stop_reason not in ("interrupted", "max_time"):
+        missed = missed_by(guide, log_joint, num_particles)
+        if missed:
+            starts = wide_points(guide, log_joint, missed)
+            training = training.then(cover_modes(guide, log_joint, starts, train, left, num_particles, record, **options)[0])
+    return training
