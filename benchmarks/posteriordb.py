@@ -34,7 +34,7 @@ from pyro_flows.model import LogJoint, initial_point
 
 FIELDS = (
     "posterior guide seed dim chosen steps seconds cpu to_target khat ess log_weight_sd mean_error sd_error w1 mean_error_psis "
-    "sd_error_psis verdict stop"
+    "sd_error_psis mean_excess sd_excess verdict stop"
 ).split()
 HEADER = (
     f"{'posterior':<38} {'guide':<12} {'s':>2} {'chosen':<12} {'secs':>6} {'k-hat':>6} {'ess/S':>6} {'sd logw':>7} "
@@ -48,8 +48,10 @@ class Reference:
     """Moments and quantiles of the reference draws."""
 
     def __init__(self, posterior: Posterior) -> None:
-        self.draws = posterior.draws().flatten(0, 1)
+        chains = posterior.draws()
+        self.draws = chains.flatten(0, 1)
         self.mean, self.sd = self.draws.mean(0), self.draws.std(0)
+        self.noise = self.standard_errors(chains)
         self.floor = self.distance(self.draws[::2], self.draws[1::2])
 
     def distance(self, a: torch.Tensor, b: torch.Tensor) -> float:
@@ -60,6 +62,18 @@ class Reference:
         """Worst error of a mean in sd, worst relative error of an sd."""
         mean = ((draws.mean(0) - self.mean).abs() / self.sd).max()
         return float(mean), float((draws.std(0) / self.sd - 1).abs().max())
+
+    def standard_errors(self, batches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of mean and sd of draws ``(batches, draws, K)``, over the sd, from what differs between the batches."""
+        means, sds = batches.mean(1) / self.sd, batches.std(1) / self.sd
+        return means.std(0) / math.sqrt(len(batches)), sds.std(0) / math.sqrt(len(batches))
+
+    def excess(self, draws: torch.Tensor) -> tuple[float, float]:
+        """Errors as above, each less three standard errors of reference and draws together: heavy tails have large ones."""
+        own = self.standard_errors(torch.stack(draws[: len(draws) // 10 * 10].chunk(10)))
+        mean, sd = (3 * (a.square() + b.square()).sqrt() for a, b in zip(self.noise, own, strict=True))
+        above = ((draws.mean(0) - self.mean).abs() / self.sd - mean, (draws.std(0) / self.sd - 1).abs() - sd)
+        return float(above[0].max().clamp_min(0)), float(above[1].max().clamp_min(0))
 
     def w1(self, draws: torch.Tensor) -> float:
         """Distance of draws to half of the reference, over that between its halves."""
@@ -123,11 +137,12 @@ def run_peer(
         )
         draws = posterior.flat(log_joint.constrained(z))
     diagnosis = diagnose(log_p.double(), log_q.double(), draws=z.double(), stop_reason=failed or None)
-    errors = reference.errors(draws)
+    errors, excess = reference.errors(draws), reference.excess(draws)
     return {
         "dim": len(start), "chosen": name, "steps": steps, "seconds": seconds, "to_target": reached, "khat": diagnosis.khat,
         "ess": diagnosis.ess_fraction, "log_weight_sd": diagnosis.log_weight_sd, "mean_error": errors[0], "sd_error": errors[1],
-        "w1": reference.w1(draws), "verdict": diagnosis.verdict, "stop": failed or "time",
+        "w1": reference.w1(draws), "mean_excess": excess[0], "sd_excess": excess[1], "verdict": diagnosis.verdict,
+        "stop": failed or "time",
     }  # fmt: skip
 
 
@@ -147,12 +162,12 @@ def run_ours(posterior: Posterior, seed: int, num_draws: int, reference: Referen
     diagnosis = fit.diagnose(num_draws)
     draws, better = (posterior.flat(d) for d in (fit.sample(num_draws, seed=seed), fit.resample(num_draws, seed=seed)))
     (mean, sd), (mean_psis, sd_psis) = reference.errors(draws), reference.errors(better)
-    reached = seconds if mean < TARGET else math.inf
+    reached, excess = seconds if mean < TARGET else math.inf, reference.excess(draws)
     return {
         "dim": fit.record["dim"], "chosen": fit.record["flow"], "steps": fit.record["steps"], "seconds": seconds, "cpu": cpu,
         "to_target": reached, "khat": diagnosis.khat, "ess": diagnosis.ess_fraction, "log_weight_sd": diagnosis.log_weight_sd,
         "mean_error": mean, "sd_error": sd, "w1": reference.w1(draws), "mean_error_psis": mean_psis, "sd_error_psis": sd_psis,
-        "verdict": diagnosis.verdict, "stop": fit.stop_reason,
+        "mean_excess": excess[0], "sd_excess": excess[1], "verdict": diagnosis.verdict, "stop": fit.stop_reason,
     }  # fmt: skip
 
 
@@ -228,9 +243,13 @@ def summary(table: list[dict[str, Any]]) -> None:
         )
     judged = [row for row in table if row["verdict"] in ("good", "reweight", "poor")]
     wrong = [row for row in judged if row["verdict"] == "good" and max(number(row, "mean_error"), number(row, "sd_error")) > 0.1]
+    beyond = sum(max(number(row, "mean_excess"), number(row, "sd_excess")) > 0.1 for row in wrong)
     exact = [row for row in judged if number(row, "mean_error") < 0.03 and number(row, "sd_error") < 0.03]
     strict = sum(row["verdict"] == "poor" for row in exact)
-    print(f"good with an error above 0.1 sd: {len(wrong)} of {len(judged)}; poor below 0.03 sd: {strict} of {len(exact)}")
+    print(
+        f"good with an error above 0.1 sd: {len(wrong)} of {len(judged)}, {beyond} of them beyond three standard errors of reference "
+        f"and draws; poor below 0.03 sd: {strict} of {len(exact)}"
+    )
 
 
 def main() -> None:

@@ -16,8 +16,8 @@ class NonCentring(FlowTransform):
 
     In a hierarchical model the effects have a prior whose location and scale are latents themselves, such as :math:`\theta_j \sim
     N(\mu, \tau^2)`: there :math:`(\mu, \log\tau, \theta)` is a funnel, whose neck the data close more or less. With location
-    :math:`m = b + B y` and log-scale :math:`s = c + C y`, linear in earlier variables, and data that say :math:`d_i` with a precision
-    of :math:`P_i`,
+    :math:`m = b + B y` and log-scale :math:`s = c + C y`, linear in earlier variables, and data that say :math:`d_i` with a
+    precision of :math:`P_i`,
 
     .. math:: y_i = \lambda_i m_i + (1 - \lambda_i) d_i + \sqrt{\lambda_i}\, e^{s_i} x_i, \quad \lambda_i = 1 / (1 + P_i e^{2 s_i}),
 
@@ -37,7 +37,8 @@ class NonCentring(FlowTransform):
         centre: :math:`d`, ``(D,)``; zero if None.
 
     Raises:
-        ValueError: If a shape does not fit, an entry is not finite, a precision is negative, or a matrix is not strictly lower triangular.
+        ValueError: If a shape does not fit, an entry is not finite, a precision is negative, or a matrix is not strictly lower
+            triangular.
 
     References:
         Papaspiliopoulos, Roberts, Sköld (2007), *A general framework for the parametrization of hierarchical models*,
