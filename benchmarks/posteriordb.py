@@ -247,8 +247,8 @@ def summary(table: list[dict[str, Any]]) -> None:
     exact = [row for row in judged if number(row, "mean_error") < 0.03 and number(row, "sd_error") < 0.03]
     strict = sum(row["verdict"] == "poor" for row in exact)
     print(
-        f"good with an error above 0.1 sd: {len(wrong)} of {len(judged)}, {beyond} of them beyond three standard errors of reference "
-        f"and draws; poor below 0.03 sd: {strict} of {len(exact)}"
+        f"good with an error above 0.1 sd: {len(wrong)} of {len(judged)}, {beyond} of them beyond three standard errors of "
+        f"reference and draws; poor below 0.03 sd: {strict} of {len(exact)}"
     )
 
 

@@ -29,10 +29,19 @@ TRANSFORMS: dict[str, Factory] = {
     "Sylvester": t.Sylvester,
 }
 
+
+def non_centring(dim: int) -> t.NonCentring:
+    """Every variable hangs on all earlier ones, with data on every other one."""
+    weight = torch.ones(dim, dim).tril(-1)
+    precision = torch.arange(dim) % 2 / 2
+    return t.NonCentring(torch.ones(dim), 0.3 * weight, torch.full((dim,), -0.2), 0.2 * weight, precision, torch.full((dim,), 2.0))
+
+
 # These take no context.
 UNCONDITIONAL: dict[str, Factory] = {
     "ActNorm": lambda d, c: t.ActNorm(d),
     "Permutation": lambda d, c: t.Permutation(torch.arange(d).flip(0)),
+    "NonCentring": lambda d, c: non_centring(d),
     "LowerCholeskyAffine": lambda d, c: t.LowerCholeskyAffine(torch.ones(d), torch.eye(d) + 0.1 * torch.ones(d, d).tril()),
 }
 

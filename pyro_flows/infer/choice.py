@@ -10,7 +10,7 @@ import torch
 from pyro_flows.guides import AutoFlow
 from pyro_flows.model import LogJoint
 
-from .gaussian import Density
+from .gaussian import Density, Gaussian
 from .ladder import Train, climb_ladder, keeps_gaussian
 from .modes import are_separate, missed_by, survey, wide_points
 from .multimodal import cover_modes
@@ -56,23 +56,24 @@ def choose_guide(
     """
     if learns:
         return climb_ladder(guide, log_joint, train, max_steps, record)
-    if keeps_gaussian(guide, log_joint, record):
-        return Training(stop_reason="the Gaussian of the start is exact")
     density = Density(log_joint, guide.whitening.loc, num_particles)
-    options: dict[str, Any] = {"max_time": max_time, "progress": progress}
-    training = Training()
-    points = wide_points(guide, log_joint, [], num_prior=64)
-    first = survey(density, points[torch.randperm(len(points), device="cpu")[:QUICK]], most=8).modes
-    if are_separate(density, first):
-        starts = wide_points(guide, log_joint, first)
-        training, kept = cover_modes(guide, log_joint, starts, train, max_steps, num_particles, record, **options)
+
+    def cover(missed: list[Gaussian], steps: int) -> tuple[Training, bool]:
+        starts = wide_points(guide, log_joint, missed)
+        return cover_modes(guide, log_joint, starts, train, steps, num_particles, record, max_time=max_time, progress=progress)
+
+    if keeps_gaussian(guide, log_joint, record):
+        training = Training(stop_reason="the Gaussian of the start is exact")
+    else:
+        points = wide_points(guide, log_joint, [], num_prior=64)
+        first = survey(density, points[torch.randperm(len(points), device="cpu")[:QUICK]], most=8).modes
+        training, kept = cover(first, max_steps) if are_separate(density, first) else (Training(), False)
         if kept:
             return training
-    training = training.then(climb_ladder(guide, log_joint, train, max_steps - training.steps, record))
+        training = training.then(climb_ladder(guide, log_joint, train, max_steps - training.steps, record))
     left = max_steps - training.steps
     if left >= LEAST_STEPS and training.stop_reason not in ("interrupted", "max_time"):
         missed = missed_by(guide, log_joint, num_particles)
         if missed:
-            starts = wide_points(guide, log_joint, missed)
-            training = training.then(cover_modes(guide, log_joint, starts, train, left, num_particles, record, **options)[0])
+            training = training.then(cover(missed, left)[0])
     return training

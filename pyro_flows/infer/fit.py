@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +23,7 @@ from .ladder import climb_ladder
 from .modes import missed_by
 from .result import Fit, check_seed
 from .start import choose_coordinates
-from .training import Callback, Schedule, Training, train
+from .training import OBJECTIVES, Callback, Schedule, Training, train
 
 
 def fit(
@@ -52,9 +53,12 @@ def fit(
         guide: Name of a registered flow, a callable ``(input_dim, context_dim) -> FlowTransform``, an :class:`AutoFlow` of this
             model, or None for the simplest that the posterior needs: a full Gaussian where its weights say that it is exact, else a
             flow over it of growing capacity. ``fit.record`` says what was chosen and why.
-        objective: ``"path"``, the evidence lower bound by path gradients.
+        objective: ``"path"``, the evidence lower bound, at the end with draws weighted by powers of their importance weights, so
+            that tails are not cut; ``"iwae"``, the importance-weighted bound of all draws of a step, or ``"renyi"``, Rényi's of
+            order one half, both more tolerant of a flow that cannot be exact; ``"forward_kl"``, which after the lower bound
+            minimises :math:`\mathrm{KL}(p \| q)` and widens tails. All by path gradients.
         num_particles: Draws per step; None for 256, and fewer where there are more than 32 latents (64 from 128 on).
-        max_steps: Steps at most.
+        max_steps: Steps at most, of all guides that are tried.
         max_time: Seconds after which training ends, the search for a start included; None for no limit.
         seed: Makes the fit reproducible and leaves the global generators as they were; None draws from them.
         init: Where to start: values of all latent sites, or an earlier fit, whose mean and spread are taken; None to search.
@@ -102,8 +106,16 @@ def fit(
             "num_particles": particles,
             "seed": seed,
         }
+        if structure.subsampled and objective != "path":
+            raise ValueError(
+                f"objective {objective!r} weights draws by the density with all data, and plates {list(structure.subsampled)} draw "
+                f"minibatches; take 'path', or fit without subsampling"
+            )
+        at_once = num_particles or 256
+        interrupted = False
         if not isinstance(guide, AutoFlow):
-            _start(auto_guide, log_joint, init, record, num_particles or 256, math.inf if max_time is None else 0.3 * max_time)
+            share = math.inf if max_time is None else 0.3 * max_time
+            interrupted = _start(auto_guide, log_joint, init, record, at_once, share)
         parameters = _model_parameters(structure.param_names)
         record["model_parameters"] = sorted(parameters)
         plan = schedule or Schedule()
@@ -121,28 +133,25 @@ def fit(
                 callback=callback,
                 explain=lambda z: _explain(log_joint, z),
                 full_density=log_joint.full if structure.subsampled else None,
+                objective=objective,
             )
 
-        if guide is None and not structure.subsampled:
+        def trained() -> Training:
+            if guide is not None:
+                return run(max_steps, 1.0)
+            if structure.subsampled:
+                return climb_ladder(auto_guide, log_joint.full, run, max_steps, record)
             left = math.inf if max_time is None else 0.5 * max(max_time - (time.monotonic() - began), 0.0)
-            training = choose_guide(
-                auto_guide,
-                log_joint,
-                run,
-                max_steps,
-                num_particles or 256,
-                record,
-                learns=bool(parameters),
-                max_time=left,
-                progress=progress,
-            )
-        elif guide is None:
-            training = climb_ladder(auto_guide, log_joint.full, run, max_steps, record)
-        else:
-            training = run(max_steps, 1.0)
-        if not structure.subsampled and training.stop_reason not in ("interrupted", "max_time"):
-            missed = missed_by(auto_guide, log_joint, num_particles or 256)
-            record["missed_modes"] = [{"log_evidence": mode.elbo, "at": mode.loc.tolist()} for mode in missed]
+            options: dict[str, Any] = {"learns": bool(parameters), "max_time": left, "progress": progress}
+            return choose_guide(auto_guide, log_joint, run, max_steps, at_once, record, **options)
+
+        training = Training(stop_reason="interrupted")
+        if not interrupted:
+            with suppress(KeyboardInterrupt):  # between two rounds of training; the guide is what the last one left
+                training = trained()
+                if not structure.subsampled and training.stop_reason not in ("interrupted", "max_time"):
+                    missed = missed_by(auto_guide, log_joint, at_once)
+                    record["missed_modes"] = [{"log_evidence": mode.elbo, "at": mode.loc.tolist()} for mode in missed]
     record.update(
         steps=training.steps,
         skipped=training.skipped,
@@ -167,8 +176,8 @@ def _check_arguments(
 ) -> None:
     if not callable(model):
         raise ValueError(f"model must be callable, got {type(model).__name__}")
-    if objective != "path":
-        raise ValueError(f"objective must be 'path', got {objective!r}")
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective must be one of {OBJECTIVES}, got {objective!r}")
     for name, value, least in (("num_particles", num_particles, 2), ("max_steps", max_steps, 1)):
         if value is None and name == "num_particles":
             continue
@@ -230,8 +239,8 @@ def _start(
     record: dict[str, Any],
     num_particles: int,
     max_time: float,
-) -> None:
-    """Place the whitened coordinates of the guide at the best start."""
+) -> bool:
+    """Place the whitened coordinates of the guide at the best start; returns whether the search was interrupted."""
     dim = guide.latent_dim
     if isinstance(init, Fit):
         if init.guide.latent_dim != dim:
@@ -243,20 +252,21 @@ def _start(
         guide.set_coordinates(coordinates)
         guide.whitening.set(draws.mean(0), torch.linalg.cholesky(torch.cov(draws.T).reshape(dim, dim)))
         record["start"] = "earlier fit"
-        return
+        return False
     if init is None:
         point = initial_point(log_joint)
     else:
         point = _point(guide, init)
-    best, tried, coordinates, effects = choose_coordinates(log_joint, point, 0.1, num_particles, max_time)
-    if not math.isfinite(best.elbo):
+    start = choose_coordinates(log_joint, point, 0.1, num_particles, max_time)
+    if not math.isfinite(start.best.elbo):
         raise ValueError(f"no start has a finite evidence lower bound{_explain(log_joint, point[None])}; give init= a better point")
-    guide.set_coordinates(coordinates)
-    guide.whitening.set(best.loc, best.scale_tril)
-    record["start"] = best.name
-    record["non_centred"] = effects
-    record["starts"] = {start.name: start.elbo for start in tried}
+    guide.set_coordinates(start.coordinates)
+    guide.whitening.set(start.best.loc, start.best.scale_tril)
+    record["start"] = start.best.name
+    record["non_centred"] = list(start.effects)
+    record["starts"] = {gaussian.name: gaussian.elbo for gaussian in start.tried}
     record["start_notes"] = [] if "Laplace" in record["starts"] else ["Laplace: no mode with positive curvature was found in time"]
+    return start.interrupted
 
 
 def _point(guide: AutoFlow, init: Any) -> Tensor:

@@ -114,7 +114,9 @@ def _data(
         step = 0.1 * torch.minimum(width, scale.double().cpu())
         _, gradient = density.with_gradient(torch.cat([point + step.diag(), point - step.diag()]))
         above, below = gradient[:dim].diagonal(), gradient[dim:].diagonal()
-        precision = ((below - above) / (2 * step) - width**-2).clamp_min(0.0)
+        precision = (below - above) / (2 * step) - width**-2
+        # What is smaller is rounding, and no data.
+        precision = torch.where(precision > NEGLIGIBLE * width**-2, precision, torch.zeros_like(precision))
         pull = 0.5 * (above + below) + (point - prior_loc) * width**-2
         precisions.append(precision)
         centres.append(point + pull / precision.clamp_min(NEGLIGIBLE * width**-2))

@@ -163,10 +163,10 @@ def are_separate(density: Density, modes: list[Gaussian]) -> bool:
 
     Args:
         density: The log joint density.
-        modes: The heaviest first.
+        modes: Of :func:`survey`, the heaviest first.
 
     Returns:
-        True if the gradients vanish at both, each holds at least 1 % of the mass of all, and on the straight line between them the
+        True if each of two holds at least 1 % of the mass of all, and on the straight line between them the
         log-density falls 3 nats below the lower of both.
 
     Example:
@@ -176,7 +176,7 @@ def are_separate(density: Density, modes: list[Gaussian]) -> bool:
     """
     total = float(torch.tensor([mode.elbo for mode in modes]).logsumexp(0)) if modes else 0.0
     heavy = [mode for mode in modes[:6] if mode.elbo - total > math.log(NEGLIGIBLE_MASS)]
-    ends = [(mode.loc, float(value)) for mode in heavy for value in [_maximum(density, mode)] if value is not None]
+    ends = [(mode.loc, float(density(mode.loc[None])[0])) for mode in heavy]
     share = torch.linspace(0, 1, 21, dtype=torch.float64, device="cpu")[:, None]
     for i, (a, at_a) in enumerate(ends):
         for b, at_b in ends[:i]:
@@ -186,11 +186,10 @@ def are_separate(density: Density, modes: list[Gaussian]) -> bool:
     return False
 
 
-def _maximum(density: Density, mode: Gaussian) -> Tensor | None:
-    """The log-density at a mode, None where it still rises by more than a twentieth of a nat (Newton's decrement)."""
-    value, gradient = density.with_gradient(mode.loc[None])
-    rise = 0.5 * float((mode.scale_tril.mT @ gradient[0]).square().sum())
-    return value[0] if rise < 0.05 else None
+def _is_maximum(density: Density, mode: Gaussian) -> bool:
+    """Whether the log-density rises by less than a twentieth of a nat from there (half of Newton's decrement squared)."""
+    gradient = density.with_gradient(mode.loc[None])[1][0]
+    return 0.5 * float((mode.scale_tril.mT @ gradient).square().sum()) < 0.05
 
 
 @dataclass(frozen=True)
@@ -242,7 +241,7 @@ def survey(density: Density, starts: Tensor, most: int = 64) -> Survey:
             strangers += 1
         else:
             mode = _describe(density, ends[index], f"mode {len(modes) + 1}")
-            if mode is not None:
+            if mode is not None and _is_maximum(density, mode):
                 modes.append(mode)
                 members.append(1)
     if not modes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +18,39 @@ from .gaussian import Density, Gaussian, LogDensity, gaussian_elbo
 from .hierarchy import read_hierarchy
 from .laplace import laplace
 from .pathfinder import climb, pathfinder
+
+
+class SearchInterrupted(KeyboardInterrupt):
+    """The search for a start was interrupted, and had found these."""
+
+    def __init__(self, tried: list[Gaussian]) -> None:
+        super().__init__()
+        self.tried = tried
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where training starts.
+
+    Args:
+        best: The best Gaussian.
+        tried: All that were tried.
+        coordinates: From the coordinates of the best to the unconstrained latents; None if they are the same.
+        effects: Names of the sites that are standardised there.
+        interrupted: Whether the search was interrupted.
+
+    Example:
+        >>> gaussian = Gaussian("plain", torch.zeros(1), torch.eye(1), -1.0)
+        >>> Start(gaussian, [gaussian]).effects
+        ()
+    """
+
+    best: Gaussian
+    tried: list[Gaussian]
+    coordinates: FlowTransform | None = None
+    effects: tuple[str, ...] = ()
+    interrupted: bool = False
+
 
 #: Iterations after which the finalists are compared.
 HEAT = 20
@@ -49,6 +82,9 @@ def choose_start(
     Returns:
         The best, and all in the order of their making; float64, on the CPU.
 
+    Raises:
+        SearchInterrupted: If it is interrupted from the keyboard; it holds what was found.
+
     Example:
         >>> best, tried = choose_start(lambda z: -0.5 * (z - 3).square().sum(-1), torch.zeros(2), 0.1)
         >>> abs(best.elbo - 1.8379) < 0.01
@@ -56,11 +92,18 @@ def choose_start(
     """
     deadline = time.monotonic() + max_time
     density = Density(log_density, point, chunk=num_particles)
-    begin = point.detach().double().cpu()
-    tried = [
-        Gaussian(name, loc, scale_tril, gaussian_elbo(density, loc, scale_tril))
-        for name, loc, scale_tril in _proposals(density, begin, init_scale, num_paths, deadline)
-    ]
+    tried: list[Gaussian] = []
+    try:
+        _search(density, point.detach().double().cpu(), init_scale, num_paths, deadline, tried)
+    except KeyboardInterrupt as interrupt:
+        raise SearchInterrupted(tried) from interrupt
+    return max(tried, key=lambda start: start.elbo), tried
+
+
+def _search(density: Density, begin: Tensor, init_scale: float, num_paths: int, deadline: float, tried: list[Gaussian]) -> None:
+    """Append to ``tried`` what :func:`choose_start` tries."""
+    for name, loc, scale_tril in _proposals(density, begin, init_scale, num_paths, deadline):
+        tried.append(Gaussian(name, loc, scale_tril, gaussian_elbo(density, loc, scale_tril)))
     others = sorted(tried[2:], key=lambda start: start.elbo, reverse=True)[:2]
     finalists = [start for start in (*tried[:2], *others) if math.isfinite(start.elbo)]
     matched = []
@@ -68,16 +111,15 @@ def choose_start(
         if time.monotonic() < deadline:
             options = {"max_iter": HEAT, "averaged": 0, "deadline": deadline}
             matched.append(_matched(density, start, f"{start.name}, matched", options))
+            tried.append(matched[-1])
     if matched:
-        tried += matched
         winner = max(matched, key=lambda start: start.elbo)
         tried.append(_matched(density, winner, f"{winner.name} until converged", {"deadline": deadline}))
-    return max(tried, key=lambda start: start.elbo), tried
 
 
 def choose_coordinates(
     log_joint: LogJoint, point: Tensor, init_scale: float, num_particles: int = 256, max_time: float = math.inf
-) -> tuple[Gaussian, list[Gaussian], FlowTransform | None, list[str]]:
+) -> Start:
     """Choose the start in the coordinates of the model, and again with its effects standardised, and take the better.
 
     Args:
@@ -88,38 +130,50 @@ def choose_coordinates(
         max_time: Seconds after which the best found by then is taken.
 
     Returns:
-        The best and all that were tried, as of :func:`choose_start`; the map from the coordinates of the best to the unconstrained
-        latents, None if they are the same; and the names of the sites that it standardises.
+        The better start; if the search is interrupted from the keyboard, the best so far.
+
+    Raises:
+        KeyboardInterrupt: If it is interrupted before anything was found.
 
     Example:
         >>> def model():
         ...     v = pyro.sample("v", dist.Normal(0.0, 3.0))
         ...     pyro.sample("x", dist.Normal(torch.zeros(2), (0.5 * v).exp()).to_event(1))
-        >>> best, _, _, effects = choose_coordinates(LogJoint(model), torch.zeros(3), 0.1)
-        >>> effects, abs(best.elbo) < 0.01
-        (['x'], True)
+        >>> start = choose_coordinates(LogJoint(model), torch.zeros(3), 0.1)
+        >>> start.effects, abs(start.best.elbo) < 0.01
+        (('x',), True)
     """
     began = time.monotonic()
-    best, tried = choose_start(log_joint, point, init_scale, num_particles, 0.5 * max_time)
-    if not math.isfinite(best.elbo):
-        return best, tried, None, []
-    found = read_hierarchy(log_joint, best.loc.to(point), best.scale_tril.norm(dim=1).to(point))
+    try:
+        best, tried = choose_start(log_joint, point, init_scale, num_particles, 0.5 * max_time)
+    except SearchInterrupted as interrupt:
+        if not any(math.isfinite(start.elbo) for start in interrupt.tried):
+            raise
+        return Start(max(interrupt.tried, key=lambda start: start.elbo), interrupt.tried, interrupted=True)
     left = max_time - (time.monotonic() - began)
-    if found is None or left <= 0:
-        return best, tried, None, []
-    layer, effects = found
+    if not math.isfinite(best.elbo) or left <= 0:
+        return Start(best, tried)
+    interrupted = False
+    try:
+        found = read_hierarchy(log_joint, best.loc.to(point), best.scale_tril.norm(dim=1).to(point))
+        if found is None:
+            return Start(best, tried)
+        layer, effects = found
 
-    def log_density(x: Tensor) -> Tensor:
-        z, log_det = layer.forward_and_log_det(x)
-        return log_joint(z) + log_det
+        def log_density(x: Tensor) -> Tensor:
+            z, log_det = layer.forward_and_log_det(x)
+            return log_joint(z) + log_det
 
-    inside = layer.inverse_and_log_det(point)[0]
-    _, more = choose_start(log_density, inside, init_scale, num_particles, left)
+        _, more = choose_start(log_density, layer.inverse_and_log_det(point)[0], init_scale, num_particles, left)
+    except SearchInterrupted as interrupt:
+        more, interrupted = interrupt.tried, True
+    except KeyboardInterrupt:
+        return Start(best, tried, interrupted=True)
     more = [replace(start, name=f"non-centred: {start.name}") for start in more]
-    other = max(more, key=lambda start: start.elbo)
+    other = max(more, key=lambda start: start.elbo, default=best)
     if not other.elbo > best.elbo:
-        return best, tried + more, None, []
-    return other, tried + more, layer, effects
+        return Start(best, tried + more, interrupted=interrupted)
+    return Start(other, tried + more, layer, tuple(effects), interrupted)
 
 
 def _matched(density: Density, start: Gaussian, name: str, options: dict[str, float]) -> Gaussian:

@@ -14,6 +14,9 @@ from tqdm import tqdm
 
 from pyro_flows.distributions import FlowDistribution
 
+#: What ``fit`` can maximise: the evidence lower bound, the importance-weighted one of all draws of a step, Rényi's bound of order
+#: one half; and the lower bound first and then, as far as the weights allow, minus the divergence of the guide from the posterior.
+OBJECTIVES = ("path", "iwae", "renyi", "forward_kl")
 LogDensity = Callable[[Tensor], Tensor]
 Callback = Callable[[int, float], object]
 
@@ -170,6 +173,7 @@ def train(
     callback: Callback | None = None,
     explain: Callable[[Tensor], str] = lambda z: "",
     full_density: LogDensity | None = None,
+    objective: str = "path",
 ) -> Training:
     """Maximise the ELBO of ``distribution`` by path gradients, in place.
 
@@ -185,6 +189,7 @@ def train(
         callback: Called as ``callback(step, loss)`` after each step.
         explain: Says which sites are not finite at given latents, for the error.
         full_density: Log joint density with all data, where ``log_density`` takes minibatches.
+        objective: One of :data:`OBJECTIVES`.
 
     Returns:
         What was done.
@@ -221,7 +226,7 @@ def train(
                     # A model learns parameters by the bound on its evidence, and minibatches are unbiased for that alone.
                     bound_only = bool(extra_parameters) or full_density is not None
                     count, alpha = num_particles * schedule.growth, 0.0 if bound_only else schedule.alpha
-                loss, sd, z, dropped = _step(distribution, log_density, optimizer, count, alpha, bool(extra_parameters))
+                loss, sd, z, dropped = _step(distribution, log_density, optimizer, count, alpha, bool(extra_parameters), objective)
                 done.draws, done.dropped = done.draws + count, done.dropped + dropped
                 finite = math.isfinite(loss) and clip(parameters)
                 if finite:
@@ -274,7 +279,9 @@ def train(
                     decay_from, decay_steps = step + 1, max(1, int((step + 1) * (max_time - elapsed) / elapsed * 0.95))
                     decay_steps = min(decay_steps, max_steps - decay_from)
                     done.stop_reason = "max_time"
-    _keep_better(distribution, full_density or log_density, modules, [first_state, best_state], num_particles * schedule.growth)
+    margin = 1.0 if objective != "path" else 0.05 if schedule.alpha else 0.0
+    states = [first_state, best_state]
+    _keep_better(distribution, full_density or log_density, modules, states, num_particles * schedule.growth, margin)
     return done
 
 
@@ -359,6 +366,7 @@ def _step(
     num_particles: int,
     alpha: float,
     learns: bool = False,
+    objective: str = "path",
 ) -> tuple[float, float, Tensor, int]:
     """One gradient in place; returns loss, standard deviation of the log-weights, the draws, and how many of them were left out.
 
@@ -369,24 +377,27 @@ def _step(
     z, log_q, score = distribution.rsample_with_score((num_particles,))
     event = tuple(range(z.dim() - len(distribution.event_shape), z.dim()))
     optimizer.zero_grad(set_to_none=True)
+    at = z.detach().requires_grad_()
+    log_p = log_density(at)
+    (gradient,) = torch.autograd.grad(log_p.sum(), at, retain_graph=learns)
+    log_weights = (log_p - log_q).detach().double()
+    direction = gradient - score
     if learns:
-        log_p = log_density(z)
-        log_weights = (log_p - log_q).detach().double()
-        objective = log_p - (z * score).sum(event)
         usable = torch.ones_like(log_weights, dtype=torch.bool)
     else:
-        at = z.detach().requires_grad_()
-        log_p = log_density(at)
-        (gradient,) = torch.autograd.grad(log_p.sum(), at)
-        log_weights = (log_p - log_q).detach().double()
-        usable = torch.isfinite(log_weights) & torch.isfinite(gradient - score).all(-1)
-        objective = (z * _bounded(torch.where(usable[:, None], gradient - score, torch.zeros_like(score)))).sum(event)
+        usable = torch.isfinite(log_weights) & torch.isfinite(direction).all(-1)
+        direction = _bounded(torch.where(usable[:, None], direction, torch.zeros_like(score)))
+    path = (z * direction).sum(event)
     dropped = num_particles - int(usable.sum())
     if dropped > 0.1 * num_particles:
         return math.nan, math.nan, z.detach(), dropped
     kept = log_weights[usable]
-    factor = torch.zeros_like(log_weights).masked_scatter(usable, _tempered(kept, alpha))
-    (-objective * factor.to(objective.dtype)).mean().backward()
+    by_draw, of_model = _factors(objective, kept, alpha)
+    factor = torch.zeros_like(log_weights).masked_scatter(usable, by_draw)
+    total = path * factor.to(path.dtype)
+    if learns:
+        total = total + log_p * of_model.to(path.dtype)
+    (-total).mean().backward()
     return -float(kept.mean()), float(kept.std()), z.detach(), dropped
 
 
@@ -395,6 +406,21 @@ def _bounded(rows: Tensor) -> Tensor:
     lengths = rows.double().norm(dim=-1)
     limit = 100 * lengths.median()
     return rows * (limit / lengths.clamp_min(1e-300)).clamp_max(1.0).to(rows.dtype).unsqueeze(-1)
+
+
+def _factors(objective: str, log_weights: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+    r"""Factors ``(N,)`` of the draws in the path gradient, and of their log-densities in that of the model's parameters.
+
+    The doubly reparametrised gradients of :class:`~pyro_flows.infer.RenyiPathELBO` with all draws of a step as its particles.
+    """
+    ones = torch.ones_like(log_weights)
+    if objective == "path" or not bool(torch.isfinite(log_weights).all()):
+        return _tempered(log_weights, alpha), ones
+    if objective == "forward_kl":
+        return _tempered(log_weights, 1.0 if alpha else 0.0), ones
+    order = {"iwae": 1.0, "renyi": 0.5}[objective]
+    share = (order * log_weights).softmax(0)
+    return len(log_weights) * ((1 - order) * share + order * share.square()), len(log_weights) * share
 
 
 def _tempered(log_weights: Tensor, alpha: float) -> Tensor:
@@ -416,9 +442,17 @@ def _tempered(log_weights: Tensor, alpha: float) -> Tensor:
 
 @torch.no_grad()
 def _keep_better(
-    distribution: FlowDistribution, log_density: LogDensity, modules: nn.Module, states: Sequence[dict[str, Tensor]], chunk: int
+    distribution: FlowDistribution,
+    log_density: LogDensity,
+    modules: nn.Module,
+    states: Sequence[dict[str, Tensor]],
+    chunk: int,
+    margin: float = 0.0,
 ) -> None:
-    """Go back to the best of some states where the last one is worse on the same noise."""
+    """Go back to the best of some states where the last one has an ELBO that is lower by a margin, in nats, on the same noise.
+
+    The margin is what other objectives than the ELBO may cost of it.
+    """
     noise = distribution.base.sample((min(2048, 8 * chunk),))
 
     def elbo() -> float:
@@ -428,7 +462,7 @@ def _keep_better(
             total += float((log_density(z).double() + log_det.double() - distribution.base.log_prob(part).double()).sum())
         return total / len(noise)
 
-    best, best_state = elbo(), copy.deepcopy(modules.state_dict())
+    best, best_state = elbo() + margin, copy.deepcopy(modules.state_dict())
     for state in states:
         modules.load_state_dict(state)
         value = elbo()

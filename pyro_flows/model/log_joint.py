@@ -71,6 +71,7 @@ class LogJoint:
         path: The way taken.
         rewritten: Whether the model runs with rewrites.
         reasons: Why it was taken, and why those before it were not.
+        num_evaluations: Latent vectors at which the density was asked for.
 
     Raises:
         ValueError: If no way (or not the one asked for) gives what single draws give, the model draws random numbers
@@ -104,6 +105,7 @@ class LogJoint:
         self.reasons: list[str] = []
         self.rewritten = False
         self._indices: Mapping[str, Tensor] = {}
+        self.num_evaluations = 0
         self._advised = True
         self._own_control_flow = False
         self.path = self._choose(_PATHS if path is None else (path,))
@@ -114,6 +116,7 @@ class LogJoint:
         Raises:
             ValueError: If ``z`` has another shape, or the model other latent sites than when it was read.
         """
+        self.num_evaluations += len(z)
         if z.dim() != 2 or z.shape[-1] != self.structure.dim:
             raise ValueError(f"z must have shape (N, {self.structure.dim}), got {tuple(z.shape)}")
         try:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
 
-from pyro_flows.distributions import FlowDistribution, MixtureBase, StandardNormal, StudentTBase
+from pyro_flows.distributions import FlowDistribution, GaussianMixture, MixtureBase, StandardNormal, StudentTBase
 from pyro_flows.transforms import Permutation
 
 D = 3
@@ -20,11 +20,19 @@ BASES = {
     "normal": lambda: StandardNormal((D,)),
     "student_t": lambda: StudentTBase(D, 4.0),
     "mixture": lambda: MixtureBase(D, 4),
+    "gaussian_mixture": lambda: gaussian_mixture(D),
 }
 
 
 def double(value):
     return torch.tensor(value, dtype=torch.float64)
+
+
+def gaussian_mixture(dimension) -> GaussianMixture:
+    """Two Gaussians that overlap."""
+    factor = torch.eye(dimension) + 0.3 * torch.ones(dimension, dimension).tril(-1)
+    loc = torch.stack([torch.zeros(dimension), torch.ones(dimension)])
+    return GaussianMixture(torch.tensor([1.0, 3.0]), loc, torch.stack([factor, 2 * factor]))
 
 
 def mixture(dimension=D, components=4, seed=0) -> MixtureBase:
@@ -108,18 +116,64 @@ def test_density_and_draws_under_vmap_and_compile(name):
     compiled = torch.compile(lambda x: base.log_prob(x), fullgraph=True, backend="eager")
     torch.testing.assert_close(compiled(value), base.log_prob(value))
     drawn = torch.compile(lambda: base.rsample((7,)), fullgraph=True, backend="eager")()
-    assert drawn.shape == (7, D) and drawn.requires_grad == (name != "normal")
+    assert drawn.shape == (7, D) and drawn.requires_grad == (name not in ("normal", "gaussian_mixture"))
 
 
 @pytest.mark.parametrize("name", BASES)
 def test_density_integrates_to_one(name):
-    base = {"normal": lambda: StandardNormal((2,)), "student_t": lambda: StudentTBase(2, 4.0), "mixture": lambda: mixture(2)}
+    base = {
+        "normal": lambda: StandardNormal((2,)),
+        "student_t": lambda: StudentTBase(2, 4.0),
+        "mixture": lambda: mixture(2),
+        "gaussian_mixture": lambda: gaussian_mixture(2),
+    }
     axis = torch.linspace(-10, 10, 2001, dtype=torch.float64).sinh() / 10  # out to 1,100
     log_weight = (axis.square() + 0.01).log() / 2 + math.log(0.01)
     with torch.no_grad():
         log_density = base[name]().double().log_prob(torch.cartesian_prod(axis, axis)).reshape(2001, 2001)
     total = (log_density + log_weight + log_weight.unsqueeze(-1)).exp().sum()
     assert float(total) == pytest.approx(1, abs=1e-6)
+
+
+# Mixture of Gaussians
+
+
+def test_a_mixture_of_gaussians_is_that_of_torch():
+    base = gaussian_mixture(D)
+    components = dist.MultivariateNormal(base.loc, scale_tril=base.scale_tril)
+    expected = dist.MixtureSameFamily(dist.Categorical(torch.tensor([0.25, 0.75])), components)
+    value = torch.randn(50, D)
+    torch.testing.assert_close(base.log_prob(value), expected.log_prob(value))
+    torch.manual_seed(0)
+    draws, component = base.sample_with_component((40_000,))
+    assert float(component.float().mean()) == pytest.approx(0.75, abs=0.01)  # 4.6 standard errors
+    torch.testing.assert_close(draws.mean(0), torch.full((D,), 0.75), atol=0.06, rtol=0)
+    torch.testing.assert_close(draws[component == 1].T.cov(), 4 * base.scale_tril[0] @ base.scale_tril[0].T, atol=0.2, rtol=0)
+
+
+def test_a_mixture_of_gaussians_is_reweighted_in_place():
+    base = gaussian_mixture(1)
+    base.reweight(torch.tensor([2.0, 2.0]))
+    assert base.weights.tolist() == pytest.approx([0.5, 0.5])
+    with pytest.raises(ValueError, match="weights must be positive"):
+        base.reweight(torch.tensor([1.0, 0.0]))
+    with pytest.raises(ValueError, match=r"weights must have shape \(2,\)"):
+        base.reweight(torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"loc": torch.zeros(2)}, "loc must have shape"),
+        ({"scale_tril": torch.ones(2, 1)}, "scale_tril must have shape"),
+        ({"scale_tril": torch.zeros(2, 1, 1)}, "positive finite diagonals"),
+        ({"weights": torch.tensor([1.0, math.nan])}, "weights must be positive"),
+    ],
+)
+def test_a_mixture_of_gaussians_refuses_what_does_not_fit(change, message):
+    given = {"weights": torch.ones(2), "loc": torch.zeros(2, 1), "scale_tril": torch.ones(2, 1, 1), **change}
+    with pytest.raises(ValueError, match=message):
+        GaussianMixture(**given)
 
 
 # Standard normal

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import time
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
+import pyro_flows as pf
 from pyro_flows.infer.batch_and_match import batch_and_match
 from pyro_flows.infer.gaussian import Density, gaussian_elbo, gaussian_log_weights
 from pyro_flows.infer.laplace import laplace
 from pyro_flows.infer.pathfinder import climb, pathfinder
-from pyro_flows.infer.start import choose_start
+from pyro_flows.infer.start import SearchInterrupted, choose_start
 
 
 def gaussian(dim, log_sds=0.0, loc=0.0, seed=0):
@@ -175,3 +178,31 @@ def test_a_start_is_found_beside_an_explosive_region():
     assert 0.02 < float(best.scale_tril[0, 0]) < 0.12
     weights = gaussian_log_weights(Density(moving_average, torch.zeros(2).double()), best.loc, best.scale_tril, 2000)
     assert float(weights.nan_to_num(nan=-1e30).quantile(0.9) - weights.quantile(0.1)) < 1.0
+
+
+@pytest.mark.parametrize("calls", [3, 60, 200])
+def test_an_interrupted_search_gives_what_it_found(calls):
+    count = 0
+
+    def model():
+        nonlocal count
+        count += 1
+        if count > calls + 30:  # reading the model takes some
+            count = -(10**9)
+            raise KeyboardInterrupt
+        v = pyro.sample("v", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(torch.zeros(3), (0.5 * v).exp()).to_event(1))
+
+    fit = pf.fit(model, seed=0, progress=False)
+    assert fit.stop_reason == "interrupted"
+    assert fit.record["steps"] == 0
+    assert torch.isfinite(fit.sample(10)["x"]).all()
+
+
+def test_a_search_interrupted_before_it_found_anything_is_interrupted():
+    def density(z):
+        raise KeyboardInterrupt
+
+    with pytest.raises(SearchInterrupted) as caught:
+        choose_start(density, torch.zeros(2), 0.1)
+    assert caught.value.tried == []
