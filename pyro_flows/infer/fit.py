@@ -36,6 +36,7 @@ def fit(
     max_time: float | None = None,
     seed: int | None = None,
     init: Mapping[str, Tensor] | Fit | None = None,
+    non_centred: bool | None = None,
     schedule: Schedule | None = None,
     progress: bool = True,
     callback: Callback | None = None,
@@ -62,6 +63,9 @@ def fit(
         max_time: Seconds after which training ends, the search for a start included; None for no limit.
         seed: Makes the fit reproducible and leaves the global generators as they were; None draws from them.
         init: Where to start: values of all latent sites, or an earlier fit, whose mean and spread are taken; None to search.
+        non_centred: Whether effects of a hierarchy are standardised by their prior and data
+            (:class:`~pyro_flows.transforms.NonCentring`); None for whatever makes the better start. Without effect on a guide that
+            is given as an object.
         schedule: Step sizes and stop rule.
         progress: Show a progress bar.
         callback: Called as ``callback(step, loss)`` after each step.
@@ -84,6 +88,8 @@ def fit(
         'good'
     """
     _check_arguments(model, objective, num_particles, max_steps, max_time, seed, schedule, callback, kwargs)
+    if non_centred not in (None, True, False):
+        raise ValueError(f"non_centred must be True, False or None, got {non_centred!r}")
     call_kwargs = dict(kwargs or {})
     began = time.monotonic()
     with _seeded(seed):
@@ -115,7 +121,7 @@ def fit(
         interrupted = False
         if not isinstance(guide, AutoFlow):
             share = math.inf if max_time is None else 0.3 * max_time
-            interrupted = _start(auto_guide, log_joint, init, record, at_once, share)
+            interrupted = _start(auto_guide, log_joint, init, record, at_once, share, non_centred)
         parameters = _model_parameters(structure.param_names)
         record["model_parameters"] = sorted(parameters)
         plan = schedule or Schedule()
@@ -239,6 +245,7 @@ def _start(
     record: dict[str, Any],
     num_particles: int,
     max_time: float,
+    non_centred: bool | None,
 ) -> bool:
     """Place the whitened coordinates of the guide at the best start; returns whether the search was interrupted."""
     dim = guide.latent_dim
@@ -257,7 +264,7 @@ def _start(
         point = initial_point(log_joint)
     else:
         point = _point(guide, init)
-    start = choose_coordinates(log_joint, point, 0.1, num_particles, max_time)
+    start = choose_coordinates(log_joint, point, 0.1, num_particles, max_time, non_centred)
     if not math.isfinite(start.best.elbo):
         raise ValueError(f"no start has a finite evidence lower bound{_explain(log_joint, point[None])}; give init= a better point")
     guide.set_coordinates(start.coordinates)

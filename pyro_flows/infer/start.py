@@ -118,7 +118,12 @@ def _search(density: Density, begin: Tensor, init_scale: float, num_paths: int, 
 
 
 def choose_coordinates(
-    log_joint: LogJoint, point: Tensor, init_scale: float, num_particles: int = 256, max_time: float = math.inf
+    log_joint: LogJoint,
+    point: Tensor,
+    init_scale: float,
+    num_particles: int = 256,
+    max_time: float = math.inf,
+    non_centred: bool | None = None,
 ) -> Start:
     """Choose the start in the coordinates of the model, and again with its effects standardised, and take the better.
 
@@ -128,6 +133,7 @@ def choose_coordinates(
         init_scale: Scale of the plain start.
         num_particles: Draws to evaluate at once, at most.
         max_time: Seconds after which the best found by then is taken.
+        non_centred: True or False for one of the two, None for the better.
 
     Returns:
         The better start; if the search is interrupted from the keyboard, the best so far.
@@ -145,13 +151,15 @@ def choose_coordinates(
     """
     began = time.monotonic()
     try:
-        best, tried = choose_start(log_joint, point, init_scale, num_particles, 0.5 * max_time)
+        best, tried = choose_start(
+            log_joint, point, init_scale, num_particles, max_time if non_centred is False else 0.5 * max_time
+        )
     except SearchInterrupted as interrupt:
         if not any(math.isfinite(start.elbo) for start in interrupt.tried):
             raise
         return Start(max(interrupt.tried, key=lambda start: start.elbo), interrupt.tried, interrupted=True)
     left = max_time - (time.monotonic() - began)
-    if not math.isfinite(best.elbo) or left <= 0:
+    if non_centred is False or not math.isfinite(best.elbo) or left <= 0:
         return Start(best, tried)
     interrupted = False
     try:
@@ -171,7 +179,7 @@ def choose_coordinates(
         return Start(best, tried, interrupted=True)
     more = [replace(start, name=f"non-centred: {start.name}") for start in more]
     other = max(more, key=lambda start: start.elbo, default=best)
-    if not other.elbo > best.elbo:
+    if not math.isfinite(other.elbo) or (non_centred is None and not other.elbo > best.elbo):
         return Start(best, tried + more, interrupted=interrupted)
     return Start(other, tried + more, layer, tuple(effects), interrupted)
 

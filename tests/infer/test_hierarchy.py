@@ -158,3 +158,11 @@ def test_coordinates_are_put_in_place_and_taken_away():
     with pytest.raises(ValueError, match="must be a FlowTransform"):
         guide.set_coordinates("non-centred")
     assert guide.coordinates is None
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_coordinates_can_be_named(wanted):
+    fit = pf.fit(centred, STUDY.y, STUDY.sigma, guide="affine", non_centred=wanted, max_steps=1, **QUICK)
+    assert fit.record["non_centred"] == (["theta"] if wanted else [])
+    with pytest.raises(ValueError, match="non_centred must be True, False or None"):
+        pf.fit(centred, STUDY.y, STUDY.sigma, non_centred="yes", **QUICK)
