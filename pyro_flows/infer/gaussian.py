@@ -57,11 +57,15 @@ class Density:
     @torch.no_grad()
     def __call__(self, z: Tensor) -> Tensor:
         """Log-density ``(N,)`` at ``z`` ``(N, D)``."""
+        if len(z) == 0:
+            return z.new_zeros(0)
         parts = z.to(dtype=self.dtype, device=self.device).split(self.chunk)
         return torch.cat([self.log_density(part) for part in parts]).double().cpu()
 
     def with_gradient(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Log-density ``(N,)`` and its gradient ``(N, D)`` at ``z`` ``(N, D)``."""
+        if len(z) == 0:
+            return z.new_zeros(0), z
         values, gradients = [], []
         for part in z.detach().to(dtype=self.dtype, device=self.device).split(self.chunk):
             with torch.enable_grad():

@@ -152,8 +152,8 @@ def describe_rung(flow: str, steps: int, judged: Diagnosis, reason: str) -> dict
 
     Example:
         >>> judged = pf.diagnostics.diagnose(torch.zeros(200), torch.zeros(200))
-        >>> describe_rung("real_nvp", 100, judged, "good enough: kept")["ess_fraction"]
-        1.0
+        >>> describe_rung("real_nvp", 100, judged, "good enough: kept")["elbo"]
+        0.0
     """
     figures = {name: getattr(judged, name) for name in ("elbo", "ess_fraction", "khat")}
     return {"flow": flow, "steps": steps, **{k: v if math.isfinite(v) else str(v) for k, v in figures.items()}, "reason": reason}

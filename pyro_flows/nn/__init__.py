@@ -1,8 +1,13 @@
-"""Conditioner networks."""
+"""Networks: conditioners of transforms, and encoders of what a guide is amortised over."""
 
 from __future__ import annotations
 
+from .convolutional import ConvEncoder
 from .masked import MaskedMLP
+from .missing import MissingValues
 from .mlp import MLP
+from .residual import ResidualNet
+from .sequence import GRUEncoder
+from .sets import DeepSet, SetAttention
 
-__all__ = ["MLP", "MaskedMLP"]
+__all__ = ["MLP", "ConvEncoder", "DeepSet", "GRUEncoder", "MaskedMLP", "MissingValues", "ResidualNet", "SetAttention"]

@@ -115,3 +115,16 @@ def test_points_climb_to_the_modes_next_to_them_and_broken_ones_are_left_out():
 def test_more_latents_need_a_smaller_share_of_draws(dim):
     assert 0.5 <= enough_ess(dim) <= 0.95
     assert enough_ess(dim) >= enough_ess(dim + 1)
+
+
+def test_a_wall_at_the_mode_gets_an_answer():
+    def model():
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.factor("wall", torch.where(x > 1.0, torch.zeros_like(x), torch.full_like(x, -math.inf)))
+
+    try:
+        diagnosis = pf.fit(model, max_steps=300, **QUICK).diagnose()
+    except (ArithmeticError, ValueError) as error:
+        assert "wall" in str(error) or "'x'" in str(error)
+    else:
+        assert diagnosis.verdict != "good" or abs(diagnosis.log_evidence - math.log(0.1587)) < 0.1
