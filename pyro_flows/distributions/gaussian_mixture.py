@@ -47,11 +47,15 @@ class GaussianMixture(ModuleDistribution):
         if loc.dim() != 2:
             raise ValueError(f"loc must have shape (K, D), got {tuple(loc.shape)}")
         count, dim = loc.shape
+        if count < 1 or not loc.is_floating_point() or not bool(torch.isfinite(loc).all()):
+            raise ValueError(f"loc must hold at least one finite floating-point location, got {tuple(loc.shape)} of {loc.dtype}")
         if scale_tril.shape != (count, dim, dim):
             raise ValueError(f"scale_tril must have shape ({count}, {dim}, {dim}), got {tuple(scale_tril.shape)}")
         diagonal = scale_tril.diagonal(dim1=-2, dim2=-1)
         if not bool((torch.isfinite(diagonal) & (diagonal > 0)).all()):
             raise ValueError("scale_tril must have positive finite diagonals")
+        if bool(scale_tril.triu(1).any()) or not bool(torch.isfinite(scale_tril).all()):
+            raise ValueError("scale_tril must be finite and lower triangular")
         super().__init__((), (dim,), validate_args=validate_args)
         self.register_buffer("log_weights", self._normalised(weights, count).to(loc))
         self.register_buffer("loc", loc.detach().clone())
@@ -65,7 +69,7 @@ class GaussianMixture(ModuleDistribution):
             raise ValueError(f"weights must have shape ({count},), got {tuple(weights.shape)}")
         if not bool((torch.isfinite(weights) & (weights > 0)).all()):
             raise ValueError(f"weights must be positive and finite, got {weights.tolist()}")
-        return (weights / weights.sum()).log()
+        return weights.log().log_softmax(0)
 
     def extra_repr(self) -> str:
         return f"num_components={len(self.loc)}, input_dim={self.event_shape[0]}, batch_shape={tuple(self.batch_shape)}"

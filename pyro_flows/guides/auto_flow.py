@@ -96,7 +96,7 @@ class AutoFlow(AutoContinuous):  # type: ignore[misc]
         self._raw_model = (model,)
         self._flow = flow
         self._flow_options = dict(flow_options or {})
-        self._base_factory = base
+        self._given_base = (base,)  # in a tuple, for a module would be registered twice
         self._init_scale = float(init_scale)
         self._call_shapes: Any = None
         self._renew_name()
@@ -128,11 +128,17 @@ class AutoFlow(AutoContinuous):  # type: ignore[misc]
         """Load parameters and buffers, as every module does, after :meth:`setup`.
 
         Raises:
-            ValueError: If the guide has not been set up, and so has none.
+            ValueError: If the guide has not been set up, and so has none, or has others.
         """
         if self.prototype_trace is None:
             raise ValueError("this guide has no parameters yet; call guide.setup with the arguments of the model first")
-        return super().load_state_dict(state_dict, *args, **kwargs)
+        try:
+            return super().load_state_dict(state_dict, *args, **kwargs)
+        except RuntimeError as error:
+            raise ValueError(
+                f"state_dict is that of a guide of another flow, base or coordinates, as fit may choose them; pickle or copy the "
+                f"guide, or call set_flow and set_coordinates first. {error}"
+            ) from error
 
     # Setting up
 
@@ -180,7 +186,7 @@ class AutoFlow(AutoContinuous):  # type: ignore[misc]
     def _whiten_and_build(self, whitening: LowerCholeskyAffine, *after: FlowTransform) -> None:
         """Make the distribution from the flow and the base as they were given."""
         flow = build(self._flow, self.latent_dim, **self._flow_options)
-        base = self._base_factory
+        base = self._given_base[0]
         if callable(base) and not isinstance(base, dist.Distribution):
             base = base(self.latent_dim)
         self.distribution = FlowDistribution(Compose([flow.to(whitening.loc), whitening, *after]), base)
@@ -212,7 +218,7 @@ class AutoFlow(AutoContinuous):  # type: ignore[misc]
         """
         if self.prototype_trace is None:
             raise ValueError("the guide is not set up and has no flow to replace; call guide.setup(*args, **kwargs) first")
-        self._flow, self._base_factory, self._flow_options = flow, base, dict(flow_options or {})
+        self._flow, self._given_base, self._flow_options = flow, (base,), dict(flow_options or {})
         self._whiten_and_build(*self._fixed())
 
     def set_coordinates(self, transform: FlowTransform | None) -> None:
@@ -238,7 +244,7 @@ class AutoFlow(AutoContinuous):  # type: ignore[misc]
             raise ValueError(f"transform must be a FlowTransform or None, got {type(transform).__name__}")
         if transform is not None and transform.input_dim != self.latent_dim:
             raise ValueError(f"transform has {transform.input_dim} variables and the guide {self.latent_dim} latent dimensions")
-        parts = [self.flow, self.whitening, *([] if transform is None else [transform])]
+        parts = [self.flow, self.whitening, *([] if transform is None else [transform.to(self.whitening.loc)])]
         self.distribution = FlowDistribution(Compose(parts), self.distribution.base if self.has_own_base else None)
 
     def _fixed(self) -> tuple[Any, ...]:
@@ -337,7 +343,7 @@ class AutoFlow(AutoContinuous):  # type: ignore[misc]
     @property
     def has_own_base(self) -> bool:
         """Whether a base was given, rather than the standard normal taken."""
-        return self._base_factory is not None
+        return self._given_base[0] is not None
 
     # Pyro's interface
 
@@ -450,7 +456,10 @@ class AutoFlow(AutoContinuous):  # type: ignore[misc]
 
     def _unconstrain(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         if set(values) != set(self._unconstrained_shapes):
-            raise ValueError(f"values must hold the sites {sorted(self._unconstrained_shapes)}, got {sorted(values)}")
+            known = set(self._unconstrained_shapes)
+            apart = {"missing": known - set(values), "unknown": set(values) - known}
+            wrong = [f"{sorted(names)} {what}" for what, names in apart.items() if names]
+            raise ValueError(f"values must hold the sites {sorted(known)}, got {sorted(values)}: {', '.join(wrong)}")
         dtype, device = self.whitening.loc.dtype, self.whitening.loc.device
         parts, log_dets = [], []
         for name, site in self.prototype_trace.iter_stochastic_nodes():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import torch
@@ -11,13 +12,11 @@ from pyro_flows.guides import AutoFlow
 from pyro_flows.model import LogJoint
 
 from .gaussian import Density, Gaussian
-from .ladder import Train, climb_ladder, keeps_gaussian
-from .modes import are_separate, missed_by, survey, wide_points
-from .multimodal import cover_modes
+from .ladder import Train, climb_ladder, enough_ess, judge, keeps_gaussian
+from .modes import are_separate, describe_modes, missed_by, survey, wide_points
+from .multimodal import LEAST_STEPS, Kept, cover_modes
 from .training import Training
 
-#: Steps that must be left for a guide of several modes.
-LEAST_STEPS = 300
 #: Points of the quick search for modes.
 QUICK = 200
 
@@ -66,14 +65,30 @@ def choose_guide(
         training = Training(stop_reason="the Gaussian of the start is exact")
     else:
         points = wide_points(guide, log_joint, [], num_prior=64)
-        first = survey(density, points[torch.randperm(len(points), device="cpu")[:QUICK]], most=8).modes
-        training, kept = cover(first, max_steps) if are_separate(density, first) else (Training(), False)
-        if kept:
-            return training
+        quick = points[torch.randperm(len(points), device="cpu")[:QUICK]]
+        first = survey(density, quick, most=8, deadline=time.monotonic() + 0.2 * max_time).modes
+        training = Training()
+        several: tuple[float, Kept, str] | None = None
+        if are_separate(density, first):
+            start = Kept.of(guide)
+            training, kept = cover(first, max_steps)
+            if training.stop_reason in ("interrupted", "max_time"):
+                return training
+            if kept:
+                judged = judge(guide, log_joint)
+                if judged.ess_fraction >= enough_ess(guide.latent_dim) or max_steps - training.steps < LEAST_STEPS:
+                    return training
+                several = judged.elbo, Kept.of(guide), record["flow"]
+                start.restore(guide)
         training = training.then(climb_ladder(guide, log_joint, train, max_steps - training.steps, record))
+        if several is not None and judge(guide, log_joint).elbo < several[0]:
+            several[1].restore(guide)
+            record["flow"] = several[2]
+            return training
     left = max_steps - training.steps
     if left >= LEAST_STEPS and training.stop_reason not in ("interrupted", "max_time"):
-        missed = missed_by(guide, log_joint, num_particles)
+        missed = missed_by(guide, log_joint, num_particles, time.monotonic() + 0.2 * max_time)
         if missed:
+            record["missed_modes"] = describe_modes(missed)  # until the guide has been searched again
             training = training.then(cover(missed, left)[0])
     return training

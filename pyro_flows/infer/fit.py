@@ -20,7 +20,7 @@ from pyro_flows.model import LogJoint, initial_point, read_model
 
 from .choice import choose_guide
 from .ladder import climb_ladder
-from .modes import missed_by
+from .modes import describe_modes, missed_by
 from .result import Fit, check_seed
 from .start import choose_coordinates
 from .training import OBJECTIVES, Callback, Schedule, Training, train
@@ -60,12 +60,14 @@ def fit(
             minimises :math:`\mathrm{KL}(p \| q)` and widens tails. All by path gradients.
         num_particles: Draws per step; None for 256, and fewer where there are more than 32 latents (64 from 128 on).
         max_steps: Steps at most, of all guides that are tried.
-        max_time: Seconds after which training ends, the search for a start included; None for no limit.
+        max_time: Seconds after which training ends, the search for a start included; None for no limit. The look for missed modes
+            that comes after it takes some seconds more.
         seed: Makes the fit reproducible and leaves the global generators as they were; None draws from them.
-        init: Where to start: values of all latent sites, or an earlier fit, whose mean and spread are taken; None to search.
+        init: Where the search for a start begins, values of all latent sites; or an earlier fit, whose mean and spread are taken
+            without a search; None to begin at the model's own initial values.
         non_centred: Whether effects of a hierarchy are standardised by their prior and data
             (:class:`~pyro_flows.transforms.NonCentring`); None for whatever makes the better start. Without effect on a guide that
-            is given as an object.
+            is given as an object, and after an earlier fit, whose coordinates are taken.
         schedule: Step sizes and stop rule.
         progress: Show a progress bar.
         callback: Called as ``callback(step, loss)`` after each step.
@@ -88,7 +90,7 @@ def fit(
         'good'
     """
     _check_arguments(model, objective, num_particles, max_steps, max_time, seed, schedule, callback, kwargs)
-    if non_centred not in (None, True, False):
+    if non_centred is not None and not isinstance(non_centred, bool):
         raise ValueError(f"non_centred must be True, False or None, got {non_centred!r}")
     call_kwargs = dict(kwargs or {})
     began = time.monotonic()
@@ -111,13 +113,14 @@ def fit(
             "objective": objective,
             "num_particles": particles,
             "seed": seed,
+            "rungs": [],
         }
         if structure.subsampled and objective != "path":
             raise ValueError(
                 f"objective {objective!r} weights draws by the density with all data, and plates {list(structure.subsampled)} draw "
                 f"minibatches; take 'path', or fit without subsampling"
             )
-        at_once = num_particles or 256
+        at_once = max(num_particles or 256, 64)
         interrupted = False
         if not isinstance(guide, AutoFlow):
             share = math.inf if max_time is None else 0.3 * max_time
@@ -126,8 +129,10 @@ def fit(
         record["model_parameters"] = sorted(parameters)
         plan = schedule or Schedule()
 
+        rounds: list[Training] = []
+
         def run(steps: int, share: float) -> Training:
-            return train(
+            done = train(
                 auto_guide.distribution,
                 log_joint,
                 list(parameters.values()),
@@ -141,6 +146,8 @@ def fit(
                 full_density=log_joint.full if structure.subsampled else None,
                 objective=objective,
             )
+            rounds.append(done)
+            return done
 
         def trained() -> Training:
             if guide is not None:
@@ -151,13 +158,18 @@ def fit(
             options: dict[str, Any] = {"learns": bool(parameters), "max_time": left, "progress": progress}
             return choose_guide(auto_guide, log_joint, run, max_steps, at_once, record, **options)
 
-        training = Training(stop_reason="interrupted")
+        training: Training | None = None
         if not interrupted:
             with suppress(KeyboardInterrupt):  # between two rounds of training; the guide is what the last one left
                 training = trained()
-                if not structure.subsampled and training.stop_reason not in ("interrupted", "max_time"):
-                    missed = missed_by(auto_guide, log_joint, at_once)
-                    record["missed_modes"] = [{"log_evidence": mode.elbo, "at": mode.loc.tolist()} for mode in missed]
+                if not structure.subsampled and training.stop_reason != "interrupted":  # this takes its seconds beyond max_time
+                    deadline = math.inf if max_time is None else time.monotonic() + max(1.0, 0.1 * max_time)
+                    record["missed_modes"] = describe_modes(missed_by(auto_guide, log_joint, at_once, deadline))
+        if training is None:
+            training = Training()
+            for done in rounds:
+                training = training.then(done)
+            training.stop_reason = "interrupted"
     record.update(
         steps=training.steps,
         skipped=training.skipped,
@@ -225,6 +237,8 @@ def _make_guide(model: Callable[..., Any], guide: Any, args: Any, kwargs: Mappin
 
 
 def _flow_name(guide: Any) -> str:
+    if guide is None:
+        return "gaussian"  # until another is trained
     return guide if isinstance(guide, str) else getattr(guide, "__name__", "given")
 
 
@@ -259,6 +273,7 @@ def _start(
         guide.set_coordinates(coordinates)
         guide.whitening.set(draws.mean(0), torch.linalg.cholesky(torch.cov(draws.T).reshape(dim, dim)))
         record["start"] = "earlier fit"
+        record["non_centred"] = init.record.get("non_centred", []) if coordinates is not None else []
         return False
     if init is None:
         point = initial_point(log_joint)
@@ -273,6 +288,8 @@ def _start(
     record["non_centred"] = list(start.effects)
     record["starts"] = {gaussian.name: gaussian.elbo for gaussian in start.tried}
     record["start_notes"] = [] if "Laplace" in record["starts"] else ["Laplace: no mode with positive curvature was found in time"]
+    if start.note:
+        record["start_notes"].append(start.note)
     return start.interrupted
 
 
@@ -281,10 +298,10 @@ def _point(guide: AutoFlow, init: Any) -> Tensor:
     if not isinstance(init, Mapping):
         raise ValueError(f"init must be a dictionary of one value per latent site, a Fit, or None, got {type(init).__name__}")
     like = guide.whitening.loc
-    values = {name: torch.as_tensor(value, dtype=like.dtype, device=like.device) for name, value in init.items()}
     try:
+        values = {name: torch.as_tensor(value, dtype=like.dtype, device=like.device) for name, value in init.items()}
         point = guide.unconstrain(values)
-    except ValueError as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         raise ValueError(f"init: {error}") from error
     if point.dim() != 1:
         shapes = {name: tuple(value.shape) for name, value in values.items()}

@@ -14,6 +14,8 @@ from .gaussian import Density
 UNEXPLAINED = 0.01
 #: Effect of one standard deviation of a latent on a location in its scales, or on a log-scale, below which there is none.
 NEGLIGIBLE = 1e-3
+#: Levels of a hierarchy up to which it is standardised: each costs a pass.
+MOST_LEVELS = 16
 #: Latents up to which the linear forms are looked for.
 MOST_LATENTS = 1000
 
@@ -32,8 +34,8 @@ def read_hierarchy(log_joint: LogJoint, loc: Tensor, scale: Tensor) -> tuple[Non
         scale: About how wide it is there, ``(D,)``.
 
     Returns:
-        The map and the names of the sites that it standardises; None if there are none, with enumerated sites or minibatches, and
-        with more than 1,000 latents.
+        The map and the names of the sites that it standardises; None if there are none, with enumerated sites or minibatches, with
+        more than 1,000 latents and more than 16 levels.
 
     Example:
         >>> def model():
@@ -71,7 +73,8 @@ def read_hierarchy(log_joint: LogJoint, loc: Tensor, scale: Tensor) -> tuple[Non
     usable = is_effect & torch.isfinite(precision) & torch.isfinite(centre)
     zero = torch.zeros_like(loc)
     precision, centre = torch.where(usable, precision, zero), torch.where(usable, centre, zero)
-    return NonCentring(biases["loc"], weights["loc"], biases["log_scale"], weights["log_scale"], precision, centre), taken
+    layer = NonCentring(biases["loc"], weights["loc"], biases["log_scale"], weights["log_scale"], precision, centre)
+    return (layer, taken) if layer.depth <= MOST_LEVELS else None
 
 
 def _linear_forms(site: LatentSite, noise: Tensor, prior: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None:

@@ -97,17 +97,40 @@ def climb_ladder(guide: AutoFlow, log_density: LogDensity, train: Train, max_ste
     record["flow"] = "nsf_coupling" if guide.latent_dim == 1 else "real_nvp"
     done = train(max_steps, 1.0)
     left = max_steps - done.steps
-    if done.stop_reason in ("converged", "weights constant") and left >= max_steps // 10 and guide.latent_dim > 1:
-        judged = judge(guide, log_density)
-        reason = _shortfall(judged, enough_ess(guide.latent_dim))
-        more = bool(reason)
-        reason = f"{reason}: deeper" if more else "good enough: kept"
-        rungs.append(describe_rung(record["flow"], done.steps, judged, reason))
-        if more:
-            guide.set_flow(_Deeper(guide.flow))
-            record["flow"] += " + nsf_coupling"
-            done = done.then(train(left, 0.5))
-            rungs.append(describe_rung(record["flow"], done.steps, judge(guide, log_density), "no steps are left for more"))
+    ended = done.stop_reason if done.stop_reason not in ("converged", "weights constant") else ""
+    if ended or left < max_steps // 10 or guide.latent_dim == 1:
+        rungs.append({"flow": record["flow"], "steps": done.steps, "reason": ended or "there is nothing deeper to try"})
+        return done
+    more = deepen(guide, log_density, train, left, done.steps, record)
+    return done if more is None else done.then(more)
+
+
+def deepen(
+    guide: AutoFlow, log_density: LogDensity, train: Train, max_steps: int, steps: int, record: dict[str, Any]
+) -> Training | None:
+    """Judge a trained flow, and train it on with four spline couplings before it where it falls short.
+
+    Args:
+        guide: Its flow may get deeper.
+        log_density: Maps ``(N, D)`` to ``(N,)``.
+        train: Trains the guide in place.
+        max_steps: Steps at most.
+        steps: Steps that the flow has had.
+        record: Gets a longer ``flow`` and two more ``rungs``, or one.
+
+    Returns:
+        What was done; None if the flow was good enough.
+    """
+    judged = judge(guide, log_density)
+    reason = _shortfall(judged, enough_ess(guide.latent_dim))
+    record["rungs"].append(describe_rung(record["flow"], steps, judged, f"{reason}: deeper" if reason else "good enough: kept"))
+    if not reason:
+        return None
+    base = guide.get_base_dist() if guide.has_own_base else None
+    guide.set_flow(Deeper(guide.flow), base)
+    record["flow"] += " + nsf_coupling"
+    done = train(max_steps, 0.5)
+    record["rungs"].append(describe_rung(record["flow"], done.steps, judge(guide, log_density), "there is nothing deeper to try"))
     return done
 
 
@@ -121,8 +144,16 @@ def _shortfall(judged: Diagnosis, limit: float) -> str:
 
 
 @dataclass(frozen=True)
-class _Deeper:
-    """Makes the same flow with spline couplings before it. A class, for guides are pickled with what makes them."""
+class Deeper:
+    """Makes the same flow with spline couplings before it. A class, for guides are pickled with what makes them.
+
+    Args:
+        trained: The flow.
+
+    Example:
+        >>> len(Deeper(default_flow(3))(3).parts)
+        2
+    """
 
     trained: FlowTransform
 

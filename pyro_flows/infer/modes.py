@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +27,7 @@ BARRIER = 3.0
 SAME = 0.5
 
 
-def climb_together(density: Density, points: Tensor, num_steps: int = 80, lr: float = 0.1) -> Tensor:
+def climb_together(density: Density, points: Tensor, num_steps: int = 80, lr: float = 0.1, deadline: float = math.inf) -> Tensor:
     """Let many points climb to modes at once, each coordinate with a step size of its own (torch's Rprop).
 
     Args:
@@ -33,6 +35,7 @@ def climb_together(density: Density, points: Tensor, num_steps: int = 80, lr: fl
         points: Where they begin, ``(N, D)``, in coordinates where the posterior is of order one.
         num_steps: Steps.
         lr: First step.
+        deadline: Moment of the monotonic clock at which to stop climbing.
 
     Returns:
         Where they end, ``(N, D)``; those at which the density or its gradient ceased to be finite are left out.
@@ -46,6 +49,8 @@ def climb_together(density: Density, points: Tensor, num_steps: int = 80, lr: fl
     optimizer = torch.optim.Rprop([at], lr=lr, step_sizes=(1e-8, 5.0))
     alive = torch.ones(len(at), dtype=torch.bool, device="cpu")
     for _ in range(num_steps):
+        if time.monotonic() > deadline:
+            break
         value, gradient = density.with_gradient(at)
         alive = alive & torch.isfinite(value) & torch.isfinite(gradient).all(-1)
         at.grad = -torch.where(alive[:, None], gradient, torch.zeros_like(gradient))
@@ -53,8 +58,18 @@ def climb_together(density: Density, points: Tensor, num_steps: int = 80, lr: fl
     return at[alive]
 
 
+def describe_modes(modes: list[Gaussian]) -> list[dict[str, Any]]:
+    """Modes as they stand in the record of a fit.
+
+    Example:
+        >>> describe_modes([Gaussian("mode 1", torch.zeros(1), torch.eye(1), -3.0)])
+        [{'log_evidence': -3.0, 'at': [0.0]}]
+    """
+    return [{"log_evidence": mode.elbo, "at": mode.loc.tolist()} for mode in modes]
+
+
 @torch.no_grad()
-def missed_by(guide: AutoFlow, log_joint: LogJoint, chunk: int = 256) -> list[Gaussian]:
+def missed_by(guide: AutoFlow, log_joint: LogJoint, chunk: int = 256, deadline: float = math.inf) -> list[Gaussian]:
     """Modes that a guide misses (:func:`missed_modes`), searched from its draws, the prior and the surroundings of zero.
 
     Example:
@@ -77,6 +92,7 @@ def missed_by(guide: AutoFlow, log_joint: LogJoint, chunk: int = 256) -> list[Ga
         z[:64].double().cpu(),
         float(log_weights.logsumexp(0)) - math.log(len(log_weights)),
         torch.cat([prior, near]).double().cpu(),
+        deadline=deadline,
     )
 
 
@@ -105,7 +121,13 @@ def wide_points(guide: AutoFlow, log_joint: LogJoint, missed: list[Gaussian], nu
 
 
 def missed_modes(
-    density: Density, log_q: Density, draws: Tensor, log_evidence: float, starts: Tensor, most: int = 8
+    density: Density,
+    log_q: Density,
+    draws: Tensor,
+    log_evidence: float,
+    starts: Tensor,
+    most: int = 8,
+    deadline: float = math.inf,
 ) -> list[Gaussian]:
     r"""Modes where the posterior has mass and the guide has none.
 
@@ -120,6 +142,7 @@ def missed_modes(
         log_evidence: Log evidence as the guide sees it, in nats.
         starts: More points to climb from, ``(M, D)``.
         most: Number of modes to describe, at most.
+        deadline: Moment of the monotonic clock at which to stop.
 
     Returns:
         A Gaussian at each mode found that holds more than 1 % of what the guide sees, the heaviest first. Its ``elbo`` is the log
@@ -135,7 +158,7 @@ def missed_modes(
     mean, centred = draws.mean(0), draws - draws.mean(0)
     scale = draws.std(0)
     begin = torch.cat([mean + 2 * centred, mean + 5 * centred, starts])
-    ends = mean + scale * climb_together(_standardised(density, mean, scale), (begin - mean) / scale)
+    ends = mean + scale * climb_together(_standardised(density, mean, scale), (begin - mean) / scale, deadline=deadline)
     excess = density(ends) - log_q(ends) - log_evidence
     order = torch.argsort(torch.where(torch.isnan(excess), -math.inf, density(ends)), descending=True)
     found: list[Gaussian] = []
@@ -147,7 +170,7 @@ def missed_modes(
     # An end on a slope far out may have the mode that the guide knows within its reach.
     counted = Density(absent, torch.empty(0, dtype=density.dtype, device=density.device), density.chunk)
     for index in order.tolist():
-        if not float(excess[index]) > ABSENT or len(found) >= most:
+        if not float(excess[index]) > ABSENT or len(found) >= most or time.monotonic() > deadline:
             continue
         if any(_distance(ends[index], mode) < math.sqrt(len(mean)) + 3 for mode in found):
             continue
@@ -174,7 +197,7 @@ def are_separate(density: Density, modes: list[Gaussian]) -> bool:
         >>> are_separate(pair, survey(pair, torch.linspace(-20, 20, 50)[:, None].double()).modes)
         True
     """
-    total = float(torch.tensor([mode.elbo for mode in modes]).logsumexp(0)) if modes else 0.0
+    total = _total(modes)
     heavy = [mode for mode in modes[:6] if mode.elbo - total > math.log(NEGLIGIBLE_MASS)]
     ends = [(mode.loc, float(density(mode.loc[None])[0])) for mode in heavy]
     share = torch.linspace(0, 1, 21, dtype=torch.float64, device="cpu")[:, None]
@@ -184,6 +207,11 @@ def are_separate(density: Density, modes: list[Gaussian]) -> bool:
             if float(between.nan_to_num(nan=math.inf).min()) < min(at_a, at_b) - BARRIER:
                 return True
     return False
+
+
+def _total(modes: list[Gaussian]) -> float:
+    """Log evidence of all modes together, in nats."""
+    return float(torch.tensor([mode.elbo for mode in modes], dtype=torch.float64, device="cpu").logsumexp(0))
 
 
 def _is_maximum(density: Density, mode: Gaussian) -> bool:
@@ -211,13 +239,14 @@ class Survey:
     ends: Tensor
 
 
-def survey(density: Density, starts: Tensor, most: int = 64) -> Survey:
+def survey(density: Density, starts: Tensor, most: int = 64, deadline: float = math.inf) -> Survey:
     """Climb from many points, and describe the modes at which they end.
 
     Args:
         density: The log joint density.
         starts: Where to begin, ``(N, D)``.
         most: Number of modes to describe, at most.
+        deadline: Moment of the monotonic clock at which to stop.
 
     Returns:
         Modes that hold more than 0.1 % of all that was found.
@@ -229,7 +258,7 @@ def survey(density: Density, starts: Tensor, most: int = 64) -> Survey:
         (2, True)
     """
     mean, scale = starts.mean(0), starts.std(0)
-    ends = mean + scale * climb_together(_standardised(density, mean, scale), (starts - mean) / scale, num_steps=150)
+    ends = mean + scale * climb_together(_standardised(density, mean, scale), (starts - mean) / scale, 150, deadline=deadline)
     modes: list[Gaussian] = []
     members: list[int] = []
     strangers = 0
@@ -237,7 +266,7 @@ def survey(density: Density, starts: Tensor, most: int = 64) -> Survey:
         home = next((k for k, mode in enumerate(modes) if _distance(ends[index], mode) < SAME * math.sqrt(len(mean))), None)
         if home is not None:
             members[home] += 1
-        elif len(modes) == most:
+        elif len(modes) == most or time.monotonic() > deadline:
             strangers += 1
         else:
             mode = _describe(density, ends[index], f"mode {len(modes) + 1}")
@@ -246,7 +275,7 @@ def survey(density: Density, starts: Tensor, most: int = 64) -> Survey:
                 members.append(1)
     if not modes:
         return Survey([], False, ends)
-    total = float(torch.tensor([mode.elbo for mode in modes]).logsumexp(0))
+    total = _total(modes)
     kept = [k for k, mode in enumerate(modes) if mode.elbo - total > math.log(0.1 * NEGLIGIBLE_MASS)]
     # The share of climbs that are alone at their mode is that of the climbs to come that would end at a new one (Good, Turing).
     alone = strangers + sum(members[k] == 1 for k in kept)

@@ -13,10 +13,11 @@ from torch import Tensor
 from pyro_flows.distributions import GaussianMixture
 from pyro_flows.flows import nsf_coupling
 from pyro_flows.guides import AutoFlow
+from pyro_flows.model.rewrites import LinAlgError
 from pyro_flows.transforms import FlowTransform
 
 from .gaussian import Density, Gaussian, LogDensity
-from .ladder import GAUSSIAN_ESS, Train, default_flow, describe_rung, judge
+from .ladder import GAUSSIAN_ESS, Train, deepen, default_flow, describe_rung, judge
 from .modes import Survey, survey
 from .training import Training, anneal
 
@@ -24,6 +25,8 @@ from .training import Training, anneal
 WIDER = 1.2
 #: Steps of annealing, at most.
 ANNEALING = 800
+#: Steps that must be left for another guide.
+LEAST_STEPS = 300
 #: Draws by which the weights of the components are set.
 REWEIGHTED = 20_000
 
@@ -44,8 +47,8 @@ def cover_modes(
 
     Where climbs from ``starts`` come to the same few modes again and again, a mixture of Gaussians at these modes becomes the base
     of a flow: its weights are set by importance weights before and after training, for the gradient cannot move mass between modes.
-    Where there are too many modes to list, a spline flow is trained on a density that goes from a wide Gaussian to the posterior,
-    so that its mass divides as the modes do.
+    Where there are too many modes to list, or that was no better, a spline flow is trained on a density that goes from a wide
+    Gaussian to the posterior, so that its mass divides as the modes do.
 
     Args:
         guide: The guide that misses modes; changed in place.
@@ -61,22 +64,40 @@ def cover_modes(
     Returns:
         What was done, and whether the new guide was kept.
     """
-    before, previous = judge(guide, log_density).elbo, _Kept.of(guide)
+    record.setdefault("rungs", [])
+    before, previous, flow = judge(guide, log_density).elbo, Kept.of(guide), record["flow"]
     found = survey(Density(log_density, guide.whitening.loc, num_particles), starts)
-    if found.complete and len(found.modes) > 1:
-        name, done = _mixture(guide, log_density, found.modes, train, max_steps, record)
-    else:
-        name, done = _annealed(guide, log_density, found, train, max_steps, num_particles, max_time, progress)
-    judged = judge(guide, log_density)
-    better = judged.elbo > before
     count = f"{len(found.modes)} modes found" if found.complete else "more modes than can be listed"
-    reason = f"{count}: {'kept' if better else 'no better than before, undone'}"
-    record.setdefault("rungs", []).append(describe_rung(name, done.steps, judged, reason))
-    if better:
-        record["flow"] = name
-    else:
+    total, left = Training(), max_steps
+    for several in ([True] if found.complete and len(found.modes) > 1 else []) + [False]:
+        name = f"real_nvp over {len(found.modes)} modes" if several else "nsf_coupling, annealed"
+        try:
+            if several:
+                name, done = _mixture(guide, log_density, found.modes, train, left, record)
+            else:
+                done = _annealed(guide, log_density, found, train, left, num_particles, max_time, progress)
+        except KeyboardInterrupt:
+            record["flow"] = flow
+            previous.restore(guide)
+            raise
+        except (ArithmeticError, LinAlgError) as error:
+            record["flow"] = flow
+            previous.restore(guide)
+            record["rungs"].append({"flow": name, "steps": 0, "reason": f"{count}: failed and undone, {error}"})
+            continue
+        total, left = total.then(done), left - done.steps
+        judged = judge(guide, log_density)
+        better = judged.elbo > before
+        reason = f"{count}: {'kept' if better else 'no better than before, undone'}"
+        record["rungs"].append(describe_rung(name, done.steps, judged, reason))
+        if better:
+            record["flow"] = name
+            return total, True
+        record["flow"] = flow
         previous.restore(guide)
-    return done, better
+        if left < LEAST_STEPS or done.stop_reason in ("interrupted", "max_time"):
+            break
+    return total, False
 
 
 def _mixture(
@@ -90,18 +111,24 @@ def _mixture(
     base = GaussianMixture(
         weights.to(like),
         torch.linalg.solve_triangular(scale_tril, centred, upper=False).mT.to(like),
-        torch.linalg.solve_triangular(scale_tril, factors, upper=False).to(like),
+        torch.linalg.solve_triangular(scale_tril, factors, upper=False).tril().to(like),
     )
     guide.set_flow("affine", base)
     _reweight(guide, log_density)
     judged = judge(guide, log_density)
     if judged.verdict == "good" and judged.ess_fraction >= GAUSSIAN_ESS:
         return "gaussian mixture", Training(stop_reason="the mixture of Gaussians at the modes is exact")
-    record.setdefault("rungs", []).append(describe_rung("gaussian mixture", 0, judged, "its weights vary: a flow over it"))
+    record["rungs"].append(describe_rung("gaussian mixture", 0, judged, "its weights vary: a flow over it"))
     guide.set_flow(default_flow, base)
+    record["flow"] = f"{'real_nvp' if guide.latent_dim > 1 else 'nsf_coupling'} over {len(modes)} modes"
     done = train(max_steps, 0.5)
     _reweight(guide, log_density)
-    return f"real_nvp over {len(modes)} modes", done
+    if done.stop_reason in ("converged", "weights constant") and max_steps - done.steps >= max_steps // 10:
+        more = deepen(guide, log_density, train, max_steps - done.steps, done.steps, record)
+        if more is not None:
+            done = done.then(more)
+            _reweight(guide, log_density)
+    return record["flow"], done
 
 
 def _annealed(
@@ -113,7 +140,7 @@ def _annealed(
     num_particles: int,
     max_time: float,
     progress: bool,
-) -> tuple[str, Training]:
+) -> Training:
     with torch.no_grad():
         draws = guide.distribution.sample((len(found.ends),)).double().cpu()
     ends = found.ends[torch.isfinite(found.ends).all(-1)]
@@ -133,7 +160,7 @@ def _annealed(
     )  # fmt: skip
     if done.stop_reason == "":
         done = done.then(train(max_steps - steps, 0.5))
-    return "nsf_coupling, annealed", done
+    return done
 
 
 def _whiten(guide: AutoFlow, weights: Tensor, loc: Tensor, covariances: Tensor) -> Tensor:
@@ -164,8 +191,17 @@ def _reweight(guide: AutoFlow, log_density: LogDensity) -> None:
 
 
 @dataclass(frozen=True)
-class _Kept:
-    """A guide's distribution, to be put back."""
+class Kept:
+    """A guide's distribution, to be put back.
+
+    Example:
+        >>> guide = AutoFlow(lambda: pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1)), "affine").setup()
+        >>> kept = Kept.of(guide)
+        >>> guide.set_flow("nice")
+        >>> kept.restore(guide)
+        >>> type(guide.flow).__name__
+        'AffineTril'
+    """
 
     flow: FlowTransform
     base: Any
@@ -174,10 +210,10 @@ class _Kept:
     coordinates: FlowTransform | None
 
     @staticmethod
-    def of(guide: AutoFlow) -> _Kept:
+    def of(guide: AutoFlow) -> Kept:
         whitening, base = guide.whitening, guide.get_base_dist()
         base = copy.deepcopy(base) if guide.has_own_base else None
-        return _Kept(copy.deepcopy(guide.flow), base, whitening.loc.clone(), whitening.scale_tril.clone(), guide.coordinates)
+        return Kept(copy.deepcopy(guide.flow), base, whitening.loc.clone(), whitening.scale_tril.clone(), guide.coordinates)
 
     def __call__(self, input_dim: int, context_dim: int = 0) -> FlowTransform:
         return copy.deepcopy(self.flow)

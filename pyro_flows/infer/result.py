@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_flows.diagnostics import Diagnosis, diagnose, from_groups, psis, psis_resample, to_inference_data, usable_log_weights
+from pyro_flows.distributions import GaussianMixture
 from pyro_flows.guides import AutoFlow
 from pyro_flows.model import LogJoint, predictive
 
@@ -55,7 +56,10 @@ class Fit:
         guide: The guide, usable in plain Pyro.
         losses: Negative ELBO estimate of every step, in nats.
         stop_reason: Why training ended.
-        record: Paths and choices taken, and why.
+        record: Paths and choices taken, and why: ``start``, the Gaussian that training began with, of all in ``starts`` with their
+            ELBOs, and the sites that are ``non_centred`` in it; ``rungs``, the guides that were tried and what became of them; the
+            ``flow`` that was kept; ``missed_modes``; the ``path`` by which the model is evaluated and its ``path_reasons``; the
+            ``steps``, those ``skipped`` because they were not finite, the ``draws`` of training and those ``dropped`` from a step.
 
     Example:
         >>> def model():
@@ -148,13 +152,17 @@ class Fit:
         )
         missed = self.record.get("missed_modes") or []
         if missed:
-            share = 1 / (1 + math.exp(min(diagnosis.log_evidence - missed[0]["log_evidence"], 700.0)))
+            missing = math.log(sum(math.exp(mode["log_evidence"] - missed[0]["log_evidence"]) for mode in missed))
+            share = 1 / (1 + math.exp(min(diagnosis.log_evidence - missed[0]["log_evidence"] - missing, 700.0)))
             diagnosis = replace(
                 diagnosis,
                 verdict="poor",
-                advice=f"The guide misses a mode that holds about {share:.0%} of the posterior, of {len(missed)} that were found "
-                "where it has no draws (fit.record['missed_modes']). Fit from each of them (init=) and compare the evidence.",
+                advice=f"The guide misses at least {share:.0%} of the posterior, at {len(missed)} places where it has no draws "
+                "(fit.record['missed_modes']). Fit from each of them (init=) and compare the evidence.",
             )
+        if "missed_modes" not in self.record:
+            why = "plates draw minibatches" if self.log_joint.structure.subsampled else "the fit was interrupted"
+            diagnosis = replace(diagnosis, advice=f"{diagnosis.advice} Modes that the guide misses were not looked for: {why}.")
         learnt = self.record["model_parameters"]
         if diagnosis.verdict == "good" and learnt and self.stop_reason in ("max_steps", "max_time", "interrupted"):
             note = f" Training ended by {self.stop_reason}: the model's parameters {learnt} may not have converged, which weights "
@@ -245,7 +253,7 @@ class Fit:
         effective sample size, from arviz, mean what they always mean.
 
         Args:
-            num_samples: Draws per chain after warm-up.
+            num_samples: Draws per chain after warm-up, at least 4.
             num_chains: Number of chains.
             warmup_steps: Steps that adapt step size and mass, and are thrown away.
             target_accept: Acceptance probability to which the step size is adapted.
@@ -261,20 +269,30 @@ class Fit:
             and the number of gradients taken in the attribute ``num_gradients``.
 
         Raises:
-            ValueError: If an argument is not as described, or the model's plates draw minibatches.
+            ValueError: If an argument is not as described, the model's plates draw minibatches, or the guide is a flow over several
+                modes.
 
         References:
             Hoffman et al. (2019), *NeuTra-lizing bad geometry in Hamiltonian Monte Carlo using neural transport*,
             https://arxiv.org/abs/1903.03704
         """
-        for name, value in (("num_samples", num_samples), ("num_chains", num_chains), ("warmup_steps", warmup_steps)):
-            check_count(name, value)
+        for name, value, least in (
+            ("num_samples", num_samples, 4),
+            ("num_chains", num_chains, 1),
+            ("warmup_steps", warmup_steps, 1),
+        ):
+            check_count(name, value, least)
         if not (isinstance(target_accept, (int, float)) and 0 < target_accept < 1):
             raise ValueError(f"target_accept must lie between 0 and 1, got {target_accept!r}")
         check_seed(seed)
         if self.log_joint.structure.subsampled:
             plates = list(self.log_joint.structure.subsampled)
             raise ValueError(f"plates {plates} draw minibatches, which give a chain no density; fit with all the data")
+        if isinstance(self.guide.get_base_dist(), GaussianMixture):
+            raise ValueError(
+                "the guide has several modes, between which a chain does not move, though its R-hat may look good; "
+                "take fit.resample, which weights them rightly"
+            )
         with torch.random.fork_rng(enabled=seed is not None):
             if seed is not None:
                 torch.manual_seed(seed)

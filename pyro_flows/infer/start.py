@@ -38,6 +38,7 @@ class Start:
         coordinates: From the coordinates of the best to the unconstrained latents; None if they are the same.
         effects: Names of the sites that are standardised there.
         interrupted: Whether the search was interrupted.
+        note: Why other coordinates were not tried, if something went wrong.
 
     Example:
         >>> gaussian = Gaussian("plain", torch.zeros(1), torch.eye(1), -1.0)
@@ -50,6 +51,7 @@ class Start:
     coordinates: FlowTransform | None = None
     effects: tuple[str, ...] = ()
     interrupted: bool = False
+    note: str = ""
 
 
 #: Iterations after which the finalists are compared.
@@ -163,7 +165,11 @@ def choose_coordinates(
         return Start(best, tried)
     interrupted = False
     try:
-        found = read_hierarchy(log_joint, best.loc.to(point), best.scale_tril.norm(dim=1).to(point))
+        try:
+            found = read_hierarchy(log_joint, best.loc.to(point), best.scale_tril.norm(dim=1).to(point))
+        except (ValueError, RuntimeError, KeyError) as error:
+            # A prior that is of one family here and of another there; what is wrong with a model, its density has told by now.
+            return Start(best, tried, note=f"non-centred: not tried, {type(error).__name__}: {error}")
         if found is None:
             return Start(best, tried)
         layer, effects = found

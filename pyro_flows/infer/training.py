@@ -281,7 +281,12 @@ def train(
                     done.stop_reason = "max_time"
     margin = 1.0 if objective != "path" else 0.05 if schedule.alpha else 0.0
     states = [first_state, best_state]
-    _keep_better(distribution, full_density or log_density, modules, states, num_particles * schedule.growth, margin)
+    last = copy.deepcopy(modules.state_dict())
+    try:
+        _keep_better(distribution, full_density or log_density, modules, states, num_particles * schedule.growth, margin)
+    except KeyboardInterrupt:
+        modules.load_state_dict(last)
+        done.stop_reason = "interrupted"
     return done
 
 

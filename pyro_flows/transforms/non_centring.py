@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .core import FlowTransform
 
@@ -83,6 +85,10 @@ class NonCentring(FlowTransform):
         for name, (value, shape) in given.items():
             if tuple(value.shape) != shape:
                 raise ValueError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
+            if value.dtype != loc_bias.dtype or not value.is_floating_point():
+                raise ValueError(
+                    f"{name} must be of one floating-point dtype with loc_bias, got {value.dtype} and {loc_bias.dtype}"
+                )
             if not bool(torch.isfinite(value).all()):
                 raise ValueError(f"{name} must be finite, got NaN or infinity")
             if len(shape) == 2 and bool(value.triu().any()):
@@ -92,15 +98,19 @@ class NonCentring(FlowTransform):
             raise ValueError(f"precision must not be negative, got {self.precision.min().item()}")
         self.depth = _depth((loc_weight != 0) | (log_scale_weight != 0))
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.depth = _depth((self.loc_weight != 0) | (self.log_scale_weight != 0))
+
     def extra_repr(self) -> str:
         return f"depth={self.depth}"
 
     def _location_and_log_scale(self, y: Tensor) -> tuple[Tensor, Tensor]:
         prior_loc = self.loc_bias + y @ self.loc_weight.mT
         prior_log_scale = (self.log_scale_bias + y @ self.log_scale_weight.mT).clamp(-BOUND, BOUND)
-        data_over_prior = self.precision * (2 * prior_log_scale).exp()
-        loc = (prior_loc + data_over_prior * self.centre) / (1 + data_over_prior)
-        return loc, prior_log_scale - 0.5 * data_over_prior.log1p()
+        prior_over_data = -(self.precision.log() + 2 * prior_log_scale)
+        share = prior_over_data.sigmoid()
+        return share * prior_loc + (1 - share) * self.centre, prior_log_scale + 0.5 * nn.functional.logsigmoid(prior_over_data)
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         y = x

@@ -166,3 +166,28 @@ def test_the_coordinates_can_be_named(wanted):
     assert fit.record["non_centred"] == (["theta"] if wanted else [])
     with pytest.raises(ValueError, match="non_centred must be True, False or None"):
         pf.fit(centred, STUDY.y, STUDY.sigma, non_centred="yes", **QUICK)
+
+
+def test_a_prior_of_changing_family_is_no_hierarchy():
+    def model():
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        tau = pyro.sample("tau", dist.HalfNormal(1.0))
+        pyro.sample("a", dist.Normal(mu, tau) if mu.item() > 0 else dist.Logistic(mu, tau))
+        pyro.sample("y", dist.Normal(mu, 1.0), obs=torch.tensor(0.5))
+
+    fit = pf.fit(model, guide="affine", max_steps=2, **QUICK)
+    assert fit.record["non_centred"] == []
+
+
+def test_what_is_no_truth_value_is_refused():
+    for wrong in (0, 1, "no"):
+        with pytest.raises(ValueError, match="non_centred must be True, False or None"):
+            pf.fit(fixed_scale, non_centred=wrong, **QUICK)
+    with pytest.raises(ValueError, match="init: "):
+        pf.fit(fixed_scale, init={"mean": "a", "x": torch.zeros(3)}, **QUICK)
+
+
+def test_a_state_of_other_coordinates_is_refused(schools):
+    guide = pf.AutoFlow(centred, "real_nvp").setup(STUDY.y, STUDY.sigma)
+    with pytest.raises(ValueError, match="of another flow, base or coordinates"):
+        guide.load_state_dict(schools.guide.state_dict())

@@ -13,7 +13,7 @@ from pyro.infer.autoguide import init_to_value
 
 import pyro_flows as pf
 from pyro_flows.infer.gaussian import Density
-from pyro_flows.infer.ladder import _Deeper, default_flow, enough_ess
+from pyro_flows.infer.ladder import Deeper, default_flow, enough_ess
 from pyro_flows.infer.modes import climb_together
 
 QUICK = {"progress": False, "seed": 0}
@@ -55,7 +55,7 @@ def test_a_skewed_posterior_gets_a_flow_and_the_record_says_why():
 def test_a_named_guide_is_taken_as_it_is():
     fit = pf.fit(gaussian, guide="nice", max_steps=50, num_particles=16, **QUICK)
     assert fit.record["flow"] == "nice"
-    assert "rungs" not in fit.record
+    assert fit.record["rungs"] == []
 
 
 def test_a_posterior_without_a_missed_mode_has_none_on_record():
@@ -77,7 +77,7 @@ def test_a_missed_mode_makes_the_verdict_poor(in_one_mode):
     assert found["log_evidence"] == pytest.approx(math.log(0.3), abs=0.1)
     diagnosis = in_one_mode.diagnose()
     assert diagnosis.verdict == "poor"
-    assert "misses a mode" in diagnosis.advice
+    assert "misses at least" in diagnosis.advice
     assert diagnosis.ess_fraction > 0.95  # its own weights show nothing
 
 
@@ -99,7 +99,7 @@ def test_the_upper_bound_sees_what_own_draws_do_not(in_one_mode):
 def test_a_deeper_guide_keeps_what_was_trained_and_is_pickled():
     guide = pf.AutoFlow(gaussian, default_flow).setup()
     before = guide.distribution.transform(torch.ones(3))
-    guide.set_flow(_Deeper(guide.flow))
+    guide.set_flow(Deeper(guide.flow))
     assert torch.allclose(guide.distribution.transform(torch.ones(3)), before, atol=1e-6)
     again = pickle.loads(pickle.dumps(guide))
     assert torch.equal(again.distribution.transform(torch.ones(3)), guide.distribution.transform(torch.ones(3)))

@@ -12,9 +12,10 @@ import torch
 import pyro_flows as pf
 from pyro_flows.diagnostics import diagnose
 from pyro_flows.distributions import FlowDistribution
+from pyro_flows.infer import multimodal
 from pyro_flows.infer.gaussian import Density
 from pyro_flows.infer.modes import are_separate, survey
-from pyro_flows.infer.training import anneal
+from pyro_flows.infer.training import Training, anneal
 from pyro_flows.transforms import Compose, LowerCholeskyAffine
 
 QUICK = {"progress": False, "seed": 0}
@@ -124,3 +125,53 @@ def test_annealing_says_when_nothing_is_finite():
     q = FlowDistribution(pf.flows.affine(1))
     with pytest.raises(ArithmeticError, match="of the annealing were not finite"):
         anneal(q, lambda z: z.sum(-1) * math.nan, lambda z: z.sum(-1), num_particles=8, num_steps=100)
+
+
+def test_chains_are_refused_between_modes():
+    fit = pf.fit(three_modes, **QUICK)
+    with pytest.raises(ValueError, match="between which a chain does not move"):
+        fit.refine_mcmc(10, progress=False)
+    with pytest.raises(ValueError, match="num_samples must be an integer of at least 4"):
+        fit.refine_mcmc(3, progress=False)
+    fit.guide.set_flow("nice", None)
+    assert not any("_given_base" in name for name in fit.guide.state_dict())
+
+
+def test_an_interrupt_while_annealing_ends_the_fit(monkeypatch):
+    def interrupted(*args, **kwargs):
+        return Training(stop_reason="interrupted")
+
+    monkeypatch.setattr(multimodal, "anneal", interrupted)
+    many = dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.Normal(torch.tensor([-4.0, 4.0]), 0.3))
+    fit = pf.fit(lambda: pyro.sample("x", many.expand((7,)).to_event(1)), **QUICK)
+    assert fit.stop_reason == "interrupted"
+    diagnosis = fit.diagnose()
+    assert diagnosis.verdict == "poor" or "not looked for" in diagnosis.advice
+
+
+def test_a_failed_annealing_leaves_the_guide_as_it_was(monkeypatch):
+    def failing(*args, **kwargs):
+        raise ArithmeticError("no step was finite")
+
+    monkeypatch.setattr(multimodal, "anneal", failing)
+    many = dist.MixtureSameFamily(dist.Categorical(torch.ones(2)), dist.Normal(torch.tensor([-4.0, 4.0]), 0.3))
+    fit = pf.fit(lambda: pyro.sample("x", many.expand((7,)).to_event(1)), max_steps=700, num_particles=64, **QUICK)
+    assert any("failed and undone" in rung["reason"] for rung in fit.record["rungs"])
+    assert fit.diagnose().verdict == "poor"
+    assert torch.isfinite(fit.sample(100)["x"]).all()
+
+
+def test_a_time_limit_does_not_hide_a_missed_mode():
+    fit = pf.fit(three_modes, guide="affine", max_time=0.5, max_steps=10**6, **QUICK)
+    assert fit.stop_reason == "max_time"
+    assert fit.record["missed_modes"] or fit.diagnose().verdict != "good"
+
+
+def test_surveys_make_no_tensor_on_the_default_device():
+    torch.manual_seed(0)
+    density = Density(lambda z: wells(z) - 300_000_013, torch.zeros(2, dtype=torch.float64))
+    starts = 3 * torch.randn(100, 2).double()
+    with torch.device("meta"):
+        found = survey(density, starts)
+        assert are_separate(density, found.modes)
+    assert len(found.modes) == 4

@@ -268,3 +268,19 @@ def test_objectives_where_a_gaussian_cannot_be_exact():
         widths[objective] = float(q.sample((20_000,)).std())
     assert widths["path"] < widths["renyi"] - 0.03
     assert widths["path"] < widths["forward_kl"] - 0.05
+
+
+def test_an_interrupt_at_the_very_end_keeps_what_was_trained():
+    torch.manual_seed(0)
+    q, steps = FlowDistribution(flows.affine(1)), 0
+
+    def density(z):
+        nonlocal steps
+        steps += 1
+        if not torch.is_grad_enabled():  # the comparison of states after the last step
+            raise KeyboardInterrupt
+        return -0.5 * (z - 3).square().sum(-1)
+
+    done = run(q, density, max_steps=400)
+    assert done.stop_reason == "interrupted" and len(done.losses) > 100
+    assert float(q.sample((2000,)).mean()) > 1.5  # it begins at 0

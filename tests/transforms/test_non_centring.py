@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -65,3 +67,22 @@ def test_what_is_no_hierarchy_is_refused(change, message):
     given = {**{name: torch.zeros(shape) for name, shape in names.items()}, **change}
     with pytest.raises(ValueError, match=message):
         NonCentring(**given)
+
+
+def test_levels_are_counted_anew_when_other_weights_are_loaded():
+    layer = two_levels()
+    other = NonCentring(torch.zeros(5), torch.zeros(5, 5), torch.zeros(5), torch.zeros(5, 5))
+    other.load_state_dict(layer.state_dict())
+    assert other.depth == 2
+    noise = torch.randn(4, 5)
+    torch.testing.assert_close(other(noise), layer(noise))
+
+
+def test_data_of_any_precision_do_not_overflow():
+    log_scale = torch.zeros(2, 2)
+    log_scale[1, 0] = 1.0
+    layer = NonCentring(
+        torch.zeros(2), torch.zeros(2, 2), torch.zeros(2), log_scale, torch.tensor([0.0, 1e25]), torch.full((2,), 3.0)
+    )
+    y, log_det = layer.forward_and_log_det(torch.tensor([40.0, 1.0]))
+    assert y[1].item() == pytest.approx(3.0) and log_det.item() == pytest.approx(-0.5 * math.log(1e25), rel=1e-5)
