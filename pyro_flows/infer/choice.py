@@ -66,10 +66,12 @@ def choose_guide(
     else:
         points = wide_points(guide, log_joint, [], num_prior=64)
         quick = points[torch.randperm(len(points), device="cpu")[:QUICK]]
-        first = survey(density, quick, most=8, deadline=time.monotonic() + 0.2 * max_time).modes
+        # Where each step takes a run of the model for each point, the search after training must do.
+        dear = log_joint.path == "loop"
+        first = [] if dear else survey(density, quick, most=8, deadline=time.monotonic() + 0.2 * max_time).modes
         training = Training()
         several: tuple[float, Kept, str] | None = None
-        if are_separate(density, first):
+        if first and are_separate(density, first):
             start = Kept.of(guide)
             training, kept = cover(first, max_steps)
             if training.stop_reason in ("interrupted", "max_time"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,8 +25,10 @@ GAUSSIAN_ESS = 1 / (1 + 0.1**2)
 GAUSSIAN_SHIFT = 0.03
 #: Tail shape of the weights from which on their variance is infinite, and their effective share of draws erratic.
 HEAVY_TAIL = 0.5
-#: Draws by which a rung is judged.
+#: Draws by which a rung is judged, ...
 JUDGED = 8192
+#: ... and the seconds after which those that there are must do.
+JUDGING = 5.0
 #: Trains the guide for so many steps at most, at a share of the customary step size.
 Train = Callable[[int, float], Training]
 
@@ -174,8 +177,14 @@ def judge(guide: AutoFlow, log_density: LogDensity, num_draws: int = JUDGED) -> 
         'good'
     """
     z, log_q = guide.distribution.rsample_and_log_prob((num_draws,))
-    log_p = torch.cat([log_density(part) for part in z.split(1024)])
-    return diagnose(log_p.double(), log_q.double(), draws=z.double())
+    parts, began = [], time.monotonic()
+    for part in z.split(1024):
+        parts.append(log_density(part))
+        if time.monotonic() - began > JUDGING:
+            break
+    log_p = torch.cat(parts)
+    count = len(log_p)
+    return diagnose(log_p.double(), log_q[:count].double(), draws=z[:count].double())
 
 
 def describe_rung(flow: str, steps: int, judged: Diagnosis, reason: str) -> dict[str, Any]:

@@ -82,14 +82,15 @@ def missed_by(guide: AutoFlow, log_joint: LogJoint, chunk: int = 256, deadline: 
     like = guide.whitening.loc
     z, log_q = guide.distribution.rsample_and_log_prob((1024,))
     log_weights = usable_log_weights(torch.cat([log_joint.full(part) for part in z.split(chunk)]), log_q, z)[0]
-    prior = prior_points(log_joint, 64)
-    near = torch.empty(64, z.shape[-1], dtype=like.dtype, device=like.device).uniform_(-2, 2)
+    few = 8 if log_joint.path == "loop" else 64  # of points to climb from, where each step takes a run of the model for each
+    prior = prior_points(log_joint, few)
+    near = torch.empty(few, z.shape[-1], dtype=like.dtype, device=like.device).uniform_(-2, 2)
     if not bool(torch.isfinite(log_weights).any()):
         return []
     return missed_modes(
         Density(log_joint, like, chunk),
         Density(guide.distribution.log_prob, like, chunk),
-        z[:64].double().cpu(),
+        z[:few].double().cpu(),
         float(log_weights.logsumexp(0)) - math.log(len(log_weights)),
         torch.cat([prior, near]).double().cpu(),
         deadline=deadline,
