@@ -129,6 +129,8 @@ class Fit:
     def diagnose(self, num_samples: int = 10_000, seed: int | None = 0, posterior: Mapping[str, Tensor] | None = None) -> Diagnosis:
         """Whether to trust the fit, from importance weights of draws of its own.
 
+        Shifts of means and sds are looked at in unconstrained coordinates and in the model's own.
+
         Args:
             num_samples: Number of draws.
             seed: Seed of these draws.
@@ -146,7 +148,7 @@ class Fit:
         diagnosis = diagnose(
             log_p,
             log_q,
-            draws=latents.double(),
+            draws=self._both_coordinates(latents),
             stop_reason=self.stop_reason,
             posterior_log_weights=None if posterior is None else self._posterior_log_weights(posterior),
         )
@@ -168,6 +170,20 @@ class Fit:
             note = f" Training ended by {self.stop_reason}: the model's parameters {learnt} may not have converged, which weights "
             diagnosis = replace(diagnosis, advice=diagnosis.advice + note + "do not show.")
         return diagnosis
+
+    @torch.no_grad()
+    def _both_coordinates(self, latents: Tensor) -> Tensor:
+        """Latents ``(S, D)`` beside their values in the model's own space where these differ, ``(S, K)``, float64."""
+        values = self.guide.constrain(latents)[0]
+        own = [value.double().reshape(len(latents), -1) for value in values.values()]
+        columns = [latents.double()]
+        for site, flat in zip(self.log_joint.structure.sites, own, strict=True):
+            free = latents[:, site.start : site.stop].double()
+            if flat.shape != free.shape or not torch.equal(flat, free):
+                columns.append(
+                    flat.nan_to_num(0.0, 1e150, -1e150).clamp(-1e150, 1e150)
+                )  # what overflows has a variance all the same
+        return torch.cat(columns, 1)
 
     @torch.no_grad()
     def _posterior_log_weights(self, posterior: Mapping[str, Tensor]) -> Tensor:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import pyro_flows as pf
+from pyro_flows.diagnostics import diagnose
 
 DATA = torch.tensor([1.0, 2.0, 4.0, 3.0])
 QUICK = {"progress": False, "seed": 0, "num_particles": 64, "max_steps": 400}
@@ -242,3 +243,18 @@ def test_a_time_limit_is_kept():
     fit = pf.fit(conjugate, DATA, guide="real_nvp", seed=0, progress=False, max_time=1.0, max_steps=100_000)
     assert fit.stop_reason == "max_time"
     assert fit.record["seconds"] < 20
+
+
+def test_the_verdict_looks_at_the_models_own_space_too():
+    # Log-normal with a tail that the guide cuts: the logarithm's sd is 10 % short, that of the value much more.
+    def model():
+        pyro.sample("x", dist.LogNormal(0.0, 1.0))
+
+    fit = pf.fit(model, guide="affine", **QUICK)
+    with torch.no_grad():
+        fit.guide.whitening.set(torch.zeros(1), torch.full((1, 1), 0.93))
+        for parameter in fit.guide.flow.parameters():
+            parameter.zero_()
+    latents, log_p, log_q = fit._weighted(10_000, 0)
+    assert fit.diagnose().worst_sd_ratio < 0.9
+    assert diagnose(log_p, log_q, draws=latents).worst_sd_ratio > 0.9
