@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from .mixture import which_component
 from .module_distribution import ModuleDistribution
 
 
@@ -93,7 +94,7 @@ class GaussianMixture(ModuleDistribution):
         """Draws ``(*sample_shape, *batch_shape, D)`` and the component of each, ``(*sample_shape, *batch_shape)``."""
         shape = self._extended_shape(torch.Size(sample_shape))
         uniform = torch.rand(shape[:-1], dtype=self.loc.dtype, device=self.loc.device)
-        component = (uniform.unsqueeze(-1) > self.weights.cumsum(-1)[:-1]).sum(-1)
+        component = which_component(uniform, self.weights)
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
         return self.loc[component] + torch.einsum("...ij,...j->...i", self.scale_tril[component], noise), component
 

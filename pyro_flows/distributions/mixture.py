@@ -11,6 +11,16 @@ from torch.distributions import constraints
 from .module_distribution import ModuleDistribution
 
 
+def which_component(uniform: Tensor, weights: Tensor) -> Tensor:
+    """Components ``(*)`` of a mixture of weights ``(K,)`` that numbers ``(*)`` uniform between 0 and 1 fall to.
+
+    Example:
+        >>> which_component(torch.tensor([0.1, 0.9]), torch.tensor([0.5, 0.5]))
+        tensor([0, 1])
+    """
+    return (uniform.unsqueeze(-1) > weights.cumsum(-1)[:-1]).sum(-1)
+
+
 class MixtureBase(ModuleDistribution):
     r"""Learnable mixture of diagonal normals.
 
@@ -85,7 +95,7 @@ class MixtureBase(ModuleDistribution):
         shape = self._extended_shape(torch.Size(sample_shape))
         with torch.no_grad():
             loc, uniform = self.loc, torch.rand(shape[:-1], dtype=self.loc.dtype, device=self.loc.device)
-            component = (uniform.unsqueeze(-1) > self.weights.cumsum(-1)[:-1]).sum(-1)
+            component = which_component(uniform, self.weights)
             noise = torch.randn(shape, dtype=loc.dtype, device=loc.device)
             value = loc[component] + self.scale[component] * noise
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self.parameters()):

@@ -35,7 +35,7 @@ def read_hierarchy(log_joint: LogJoint, loc: Tensor, scale: Tensor) -> tuple[Non
 
     Returns:
         The map and the names of the sites that it standardises; None if there are none, with enumerated sites or minibatches, with
-        more than 1,000 latents and more than 16 levels.
+        more than 1,000 latents, or more than 16 levels.
 
     Example:
         >>> def model():
@@ -52,7 +52,6 @@ def read_hierarchy(log_joint: LogJoint, loc: Tensor, scale: Tensor) -> tuple[Non
     with torch.no_grad():
         priors = log_joint.locations_and_log_scales(loc + scale * noise)
     found = [site for site in structure.sites if site.name in priors]
-    precision, centre = _data(log_joint, loc, scale, found, generator)
     is_effect = torch.zeros(dim, dtype=torch.bool, device=loc.device)
     weights = {name: loc.new_zeros(dim, dim) for name in ("loc", "log_scale")}
     biases = {name: loc.new_zeros(dim) for name in ("loc", "log_scale")}
@@ -70,6 +69,7 @@ def read_hierarchy(log_joint: LogJoint, loc: Tensor, scale: Tensor) -> tuple[Non
         taken.append(site.name)
     if not taken:
         return None
+    precision, centre = _data(log_joint, loc, scale, found, generator)
     usable = is_effect & torch.isfinite(precision) & torch.isfinite(centre)
     zero = torch.zeros_like(loc)
     precision, centre = torch.where(usable, precision, zero), torch.where(usable, centre, zero)

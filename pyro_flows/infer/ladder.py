@@ -44,8 +44,23 @@ def default_flow(input_dim: int, context_dim: int = 0) -> Compose:
     """
     if input_dim == 1:
         return nsf_coupling(input_dim, context_dim, num_layers=3)
+    return real_nvp(input_dim, context_dim, num_layers=8, hidden_dims=_hidden_dims(input_dim), log_scale_bound=6.0)
+
+
+def spline_flow(input_dim: int, context_dim: int = 0) -> Compose:
+    """Four spline couplings, for what affine ones cannot do.
+
+    Example:
+        >>> spline_flow(3)(torch.zeros(3)).shape
+        torch.Size([3])
+    """
+    return nsf_coupling(input_dim, context_dim, num_layers=4, hidden_dims=_hidden_dims(input_dim))
+
+
+def _hidden_dims(input_dim: int) -> tuple[int, int]:
+    """Widths of the conditioners."""
     width = 32 if input_dim <= 20 else 64
-    return real_nvp(input_dim, context_dim, num_layers=8, hidden_dims=(width, width), log_scale_bound=6.0)
+    return (width, width)
 
 
 def enough_ess(dim: int) -> float:
@@ -161,9 +176,7 @@ class Deeper:
     trained: FlowTransform
 
     def __call__(self, input_dim: int, context_dim: int = 0) -> FlowTransform:
-        width = 32 if input_dim <= 20 else 64
-        splines = nsf_coupling(input_dim, context_dim, num_layers=4, hidden_dims=(width, width))
-        return Compose([splines, copy.deepcopy(self.trained)])
+        return Compose([spline_flow(input_dim, context_dim), copy.deepcopy(self.trained)])
 
 
 @torch.no_grad()

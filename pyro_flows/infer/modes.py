@@ -1,4 +1,4 @@
-"""Modes that a guide misses: the one failure that its own draws cannot show."""
+"""Modes, and those among them that a guide misses: the one failure that its own draws cannot show."""
 
 from __future__ import annotations
 
@@ -100,6 +100,12 @@ def missed_by(guide: AutoFlow, log_joint: LogJoint, chunk: int = 256, deadline: 
 @torch.no_grad()
 def wide_points(guide: AutoFlow, log_joint: LogJoint, missed: list[Gaussian], num_prior: int = 512) -> Tensor:
     """Points from which all modes may be reached: the prior, draws of the guide blown up, and what is known to be missed.
+
+    Args:
+        guide: The guide.
+        log_joint: The log joint density, whose model gives draws of the prior.
+        missed: Modes that are known; points are spread as far as they lie.
+        num_prior: Draws of the prior.
 
     Returns:
         Points ``(N, D)``, float64, on the CPU.

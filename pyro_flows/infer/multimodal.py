@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from pyro_flows.distributions import GaussianMixture
-from pyro_flows.flows import nsf_coupling
 from pyro_flows.guides import AutoFlow
 from pyro_flows.model.rewrites import LinAlgError
 from pyro_flows.transforms import FlowTransform
 
 from .gaussian import Density, Gaussian, LogDensity
-from .ladder import GAUSSIAN_ESS, Train, deepen, default_flow, describe_rung, judge
+from .ladder import GAUSSIAN_ESS, Train, deepen, default_flow, describe_rung, judge, spline_flow
 from .modes import Survey, survey
 from .training import Training, anneal
 
@@ -69,6 +68,11 @@ def cover_modes(
     found = survey(Density(log_density, guide.whitening.loc, num_particles), starts)
     count = f"{len(found.modes)} modes found" if found.complete else "more modes than can be listed"
     total, left = Training(), max_steps
+
+    def undo() -> None:
+        record["flow"] = flow
+        previous.restore(guide)
+
     for several in ([True] if found.complete and len(found.modes) > 1 else []) + [False]:
         name = f"real_nvp over {len(found.modes)} modes" if several else "nsf_coupling, annealed"
         try:
@@ -77,12 +81,10 @@ def cover_modes(
             else:
                 done = _annealed(guide, log_density, found, train, left, num_particles, max_time, progress)
         except KeyboardInterrupt:
-            record["flow"] = flow
-            previous.restore(guide)
+            undo()
             raise
         except (ArithmeticError, LinAlgError) as error:
-            record["flow"] = flow
-            previous.restore(guide)
+            undo()
             record["rungs"].append({"flow": name, "steps": 0, "reason": f"{count}: failed and undone, {error}"})
             continue
         total, left = total.then(done), left - done.steps
@@ -93,8 +95,7 @@ def cover_modes(
         if better:
             record["flow"] = name
             return total, True
-        record["flow"] = flow
-        previous.restore(guide)
+        undo()
         if left < LEAST_STEPS or done.stop_reason in ("interrupted", "max_time"):
             break
     return total, False
@@ -149,8 +150,7 @@ def _annealed(
     centre = 0.5 * (low + high)
     variance = WIDER**2 * ((0.5 * (high - low)).square() + draws.var(0))
     scale_tril = _whiten(guide, ends.new_ones(1), centre[None], variance.diag()[None])
-    width = 32 if guide.latent_dim <= 20 else 64
-    guide.set_flow(nsf_coupling, flow_options={"num_layers": 4, "hidden_dims": (width, width)})
+    guide.set_flow(spline_flow)
     like = guide.whitening.loc
     wide = torch.distributions.MultivariateNormal(centre.to(like), scale_tril=scale_tril.to(like), validate_args=False)
     steps = min(ANNEALING, max_steps // 2)

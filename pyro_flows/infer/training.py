@@ -155,7 +155,7 @@ class _Clip:
             self.log_norm = log_norm
         limit = self.log_norm + math.log(self.factor)
         if log_norm > limit:
-            torch.nn.utils.clip_grads_with_norm_(parameters, math.exp(limit), torch.tensor(norm))
+            torch.nn.utils.clip_grads_with_norm_(parameters, math.exp(limit), torch.tensor(norm, device=parameters[0].device))
         self.log_norm = self.memory * self.log_norm + (1 - self.memory) * min(log_norm, limit)
         return True
 

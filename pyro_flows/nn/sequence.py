@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .residual import check_positive
-from .sets import check_mask
+from .sets import without_padding
 
 
 class GRUEncoder(nn.Module):
@@ -42,14 +42,13 @@ class GRUEncoder(nn.Module):
         Raises:
             ValueError: If the mask does not fit, is False before it is True, or leaves a sequence empty.
         """
-        mask = check_mask(x, mask)
+        x, mask = without_padding(x, mask)
         flat, ended = x.reshape(-1, *x.shape[-2:]), ~mask.reshape(-1, mask.shape[-1])
         if bool((ended[:, :-1] & ~ended[:, 1:]).any()):
             raise ValueError("mask must be True up to the end of a sequence and False after it; fill gaps inside by MissingValues")
         lengths = (~ended).sum(-1)
         if not bool((lengths > 0).all()):
             raise ValueError("mask leaves a sequence without an element; leave such sequences out")
-        flat = torch.where(ended.unsqueeze(-1), torch.zeros_like(flat), flat)
         packed = nn.utils.rnn.pack_padded_sequence(flat, lengths.cpu(), batch_first=True, enforce_sorted=False)
         states = self.recurrent(packed)[1]
         top = states[-2:] if self.recurrent.bidirectional else states[-1:]

@@ -11,15 +11,15 @@ from .mlp import MLP
 from .residual import check_positive
 
 
-def check_mask(x: Tensor, mask: Tensor | None) -> Tensor:
-    """A mask of elements, all true if none is given.
+def without_padding(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Elements ``(*, n, in_dim)``, zero where they do not count, and their mask ``(*, n)``, all true if none is given.
 
     Raises:
-        ValueError: If its shape or dtype is not that of a mask of ``x``, or a set has no element.
+        ValueError: If ``x`` has no dimension of elements, or shape or dtype of the mask are not that of a mask of ``x``.
 
     Example:
-        >>> check_mask(torch.zeros(2, 3), None)
-        tensor([True, True])
+        >>> without_padding(torch.ones(2, 1), torch.tensor([True, False]))[0].flatten()
+        tensor([1., 0.])
     """
     if x.dim() < 2:
         raise ValueError(f"x must have shape (*, n, in_dim), got {tuple(x.shape)}")
@@ -30,7 +30,7 @@ def check_mask(x: Tensor, mask: Tensor | None) -> Tensor:
             f"mask must be boolean of shape {tuple(x.shape[:-1])}, True for elements that count, "
             f"got {mask.dtype} {tuple(mask.shape)}"
         )
-    return mask
+    return torch.where(mask.unsqueeze(-1), x, torch.zeros_like(x)), mask
 
 
 class DeepSet(nn.Module):
@@ -71,8 +71,8 @@ class DeepSet(nn.Module):
         Raises:
             ValueError: If the mask does not fit.
         """
-        mask = check_mask(x, mask)
-        features = self.element(torch.where(mask.unsqueeze(-1), x, torch.zeros_like(x)))
+        x, mask = without_padding(x, mask)
+        features = self.element(x)
         count = mask.sum(-1, keepdim=True).to(x.dtype)
         mean = torch.where(mask.unsqueeze(-1), features, torch.zeros_like(features)).sum(-2) / count.clamp_min(1)
         return self.whole(torch.cat([mean, count.log1p()], -1))
@@ -125,11 +125,11 @@ class SetAttention(nn.Module):
         Raises:
             ValueError: If the mask does not fit, or a set has no element.
         """
-        mask = check_mask(x, mask)
+        x, mask = without_padding(x, mask)
         if not torch.compiler.is_compiling() and not bool(mask.any(-1).all()):
             raise ValueError("mask leaves a set without an element, and attention needs one; leave such sets out, or take DeepSet")
         batch, count = x.shape[:-2], mask.sum(-1, keepdim=True).to(x.dtype)
-        hidden = self.first(torch.where(mask.unsqueeze(-1), x, torch.zeros_like(x)).reshape(-1, *x.shape[-2:]))
+        hidden = self.first(x.reshape(-1, *x.shape[-2:]))
         absent = ~mask.reshape(-1, mask.shape[-1])
         for block in self.blocks:
             hidden = block(hidden, src_key_padding_mask=absent)

@@ -92,8 +92,8 @@ def test_annealing_keeps_the_modes_that_training_loses():
     assert float(((z < 0).float().mean(0) > 0.01).float().mean()) > 0.7
 
 
-def test_what_is_no_better_is_undone():
-    # A second mode of 2 % behind a wall: found, but where the flow over both is not trained, the better guide stays.
+def test_an_exact_gaussian_in_one_of_two_modes_is_not_the_end():
+    # Its weights are constant, so that only the search for missed modes goes on from there; the guide of the best ELBO stays.
     def model():
         weights = dist.Categorical(torch.tensor([0.5, 0.5]))
         pyro.sample("x", dist.MixtureSameFamily(weights, dist.Normal(torch.tensor([-20.0, 20.0]), 1.0)))
