@@ -139,7 +139,7 @@ class _Progress:
         return self.stale >= self.schedule.patience and len(losses) >= self.schedule.min_steps
 
 
-class _Clip:
+class Clip:
     """Clip gradients that are far larger than those before, whatever their unit."""
 
     def __init__(self, factor: float = 3.0, memory: float = 0.95) -> None:
@@ -207,7 +207,7 @@ def train(
     """
     parameters = [p for p in [*distribution.parameters(), *extra_parameters] if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=schedule.lr, fused=True)
-    done, stop, clip = Training(), _Progress(schedule), _Clip()
+    done, stop, clip = Training(), _Progress(schedule), Clip()
     modules = nn.ModuleList([distribution, nn.ParameterList(extra_parameters)])
     decay_from, decay_steps, began = None, 0, time.monotonic()
     first_state = copy.deepcopy(modules.state_dict())
@@ -226,7 +226,9 @@ def train(
                     # A model learns parameters by the bound on its evidence, and minibatches are unbiased for that alone.
                     bound_only = bool(extra_parameters) or full_density is not None
                     count, alpha = num_particles * schedule.growth, 0.0 if bound_only else schedule.alpha
-                loss, sd, z, dropped = _step(distribution, log_density, optimizer, count, alpha, bool(extra_parameters), objective)
+                loss, sd, z, dropped = path_step(
+                    distribution, log_density, optimizer, count, alpha, bool(extra_parameters), objective
+                )
                 done.draws, done.dropped = done.draws + count, done.dropped + dropped
                 finite = math.isfinite(loss) and clip(parameters)
                 if finite:
@@ -290,81 +292,7 @@ def train(
     return done
 
 
-def anneal(
-    distribution: FlowDistribution,
-    log_density: LogDensity,
-    log_wide: LogDensity,
-    *,
-    num_particles: int,
-    num_steps: int,
-    lr: float = 1e-2,
-    max_time: float = math.inf,
-    progress: bool = False,
-) -> Training:
-    r"""Maximise the ELBO on densities :math:`p^\beta g^{1 - \beta}` while :math:`\beta` goes from 0 to 1.
-
-    A flow that begins as the wide density :math:`g` and follows divides its mass as the modes of :math:`p` divide, where one that
-    is trained on :math:`p` at once falls into the nearest of them.
-
-    Args:
-        distribution: The guide over unconstrained latents, which begins as :math:`g`; changed in place.
-        log_density: Log joint density, ``(N, D)`` to ``(N,)``.
-        log_wide: Log-density of :math:`g`, ``(N, D)`` to ``(N,)``.
-        num_particles: Draws per step.
-        num_steps: Steps.
-        lr: Step size of Adam.
-        max_time: Seconds at most.
-        progress: Show a bar.
-
-    Returns:
-        What was done; its losses are those of the densities in between.
-
-    Raises:
-        ArithmeticError: If a fifth of the steps are not finite.
-
-    References:
-        Neal (2001), *Annealed importance sampling*, https://arxiv.org/abs/physics/9803008, for the path of densities
-
-    Example:
-        >>> from pyro_flows import flows
-        >>> q, wide = FlowDistribution(flows.affine(1)), torch.distributions.Normal(torch.zeros(1), 1.0)
-        >>> done = anneal(q, lambda z: -0.5 * (z - 1).square().sum(-1), lambda z: wide.log_prob(z).sum(-1),
-        ...               num_particles=64, num_steps=400)
-        >>> abs(q.rsample((1000,)).mean().item() - 1) < 0.2
-        True
-    """
-    parameters = [p for p in distribution.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=lr, fused=True)
-    done, clip, began = Training(), _Clip(), time.monotonic()
-    with tqdm(total=num_steps, disable=not progress, desc="anneal", unit="step", dynamic_ncols=True, leave=True) as bar:
-        for step in range(num_steps):
-            beta = (step + 1) / num_steps
-
-            def between(z: Tensor, beta: float = beta) -> Tensor:
-                return beta * log_density(z) + (1 - beta) * log_wide(z)
-
-            try:
-                loss, sd, _, dropped = _step(distribution, between, optimizer, num_particles, 0.0)
-                done.draws, done.dropped = done.draws + num_particles, done.dropped + dropped
-                if math.isfinite(loss) and clip(parameters):
-                    optimizer.step()
-                    done.losses.append(loss)
-                    done.log_weight_sds.append(sd)
-                else:
-                    done.skipped += 1
-            except KeyboardInterrupt:
-                done.stop_reason = "interrupted"
-                break
-            if done.skipped > 20 + 0.2 * (step + 1):
-                raise ArithmeticError(f"{done.skipped} of {step + 1} steps of the annealing were not finite")
-            if time.monotonic() - began > max_time:
-                done.stop_reason = "max_time"
-                break
-            bar.update()
-    return done
-
-
-def _step(
+def path_step(
     distribution: FlowDistribution,
     log_density: LogDensity,
     optimizer: torch.optim.Optimizer,
@@ -373,7 +301,7 @@ def _step(
     learns: bool = False,
     objective: str = "path",
 ) -> tuple[float, float, Tensor, int]:
-    """One gradient in place; returns loss, standard deviation of the log-weights, the draws, and how many of them were left out.
+    """One path gradient in place; returns loss, standard deviation of the log-weights, the draws, and how many were left out.
 
     Single draws without a finite gradient, as far out in the tails of a model that overflows there, are left out; with more than a
     tenth of them the loss is NaN. A gradient 100 times as long as that of the median draw is shortened to that. Where the model has

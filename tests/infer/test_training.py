@@ -10,7 +10,7 @@ import torch
 from pyro_flows import FlowDistribution, flows
 from pyro_flows.distributions import MixtureBase, StudentTBase
 from pyro_flows.infer.path_elbo import path_log_prob
-from pyro_flows.infer.training import OBJECTIVES, Schedule, _Clip, _factors, _Progress, _step, _tempered, train
+from pyro_flows.infer.training import OBJECTIVES, Clip, Schedule, _factors, _Progress, _tempered, path_step, train
 
 
 def gaussian(mean=0.0, sd=1.0):
@@ -55,7 +55,7 @@ def test_weighted_path_gradient_descends_the_alpha_divergence(alpha):
         dict(q.transform.named_parameters())[_bias_name(q)].fill_(shift)
     torch.manual_seed(0)
     optimizer = torch.optim.SGD(q.parameters(), lr=0.0)
-    _step(q, gaussian(), optimizer, 400_000, alpha)
+    path_step(q, gaussian(), optimizer, 400_000, alpha)
     gradient = dict(q.transform.named_parameters())[_bias_name(q)].grad
     assert float(gradient) == pytest.approx(shift, abs=0.01)
 
@@ -93,7 +93,7 @@ def test_single_steps_from_a_far_tail_do_not_end_training():
 
 
 def test_gradients_are_clipped_only_where_they_jump():
-    clip, parameter = _Clip(), torch.nn.Parameter(torch.zeros(2))
+    clip, parameter = Clip(), torch.nn.Parameter(torch.zeros(2))
     for scale in (1e-6, 1e-6, 1.2e-6):
         parameter.grad = torch.full((2,), scale)
         assert clip([parameter])
@@ -222,7 +222,7 @@ def test_a_step_makes_no_tensor_on_the_default_device(flow, base):
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()  # its state is made as the optimiser's own default says
     with torch.device("meta"):
-        loss, sd, z, _ = _step(q, gaussian(), optimizer, 8, 0.5)
+        loss, sd, z, _ = path_step(q, gaussian(), optimizer, 8, 0.5)
         optimizer.step()
     assert z.device.type == "cpu"
     assert math.isfinite(loss) and math.isfinite(sd)
