@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from . import data, diagnostics, distributions, flows, guides, infer, model, nn, solvers, testing, transforms
     from .diagnostics import Diagnosis
     from .distributions import FlowDistribution
-    from .guides import AutoFlow
+    from .guides import AutoFlow, AutoPlateFlow
     from .infer import Fit, fit
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
     "AutoFlow",
+    "AutoPlateFlow",
     "Diagnosis",
     "Fit",
     "FlowDistribution",
@@ -39,6 +40,7 @@ __all__ = [
 
 _HOME = {
     "AutoFlow": "guides",
+    "AutoPlateFlow": "guides",
     "Diagnosis": "diagnostics",
     "Fit": "infer",
     "FlowDistribution": "distributions",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -19,19 +17,14 @@ from torch import Tensor
 
 from pyro_flows.distributions import FlowDistribution
 from pyro_flows.flows.registry import FlowFactory, build, get
-from pyro_flows.model.circle import find_centre
-from pyro_flows.model.sites import InitToSupport, is_circular, is_enumerated, site_support, site_transform
-from pyro_flows.model.structure import check_latents
 from pyro_flows.transforms import Compose, FlowTransform
-from pyro_flows.transforms.core import forget_pyro_links
 from pyro_flows.transforms.lower_cholesky_affine import LowerCholeskyAffine
 
+from .flow_guide import FlowGuide
 from .site_delta import SiteDelta
 
-_INSTANCES = itertools.count()
 
-
-class AutoFlow(AutoContinuous):  # type: ignore[misc]
+class AutoFlow(FlowGuide, AutoContinuous):  # type: ignore[misc]
     r"""Automatic guide :math:`q(z) = q_0(f^{-1}(z))\,|\det \partial f^{-1}/\partial z|` over all continuous latents.
 
     The unconstrained latents are :math:`z = \mu + L\, f_\theta(\epsilon)`: a flow :math:`f_\theta`, at the identity when training
@@ -83,103 +76,20 @@ class AutoFlow(AutoContinuous):  # type: ignore[misc]
         flow_options: Mapping[str, Any] | None = None,
         create_plates: Callable[..., Any] | None = None,
     ) -> None:
-        if not callable(model):
-            raise ValueError(f"model must be callable, got {type(model).__name__}")
-        if not (isinstance(init_scale, (int, float)) and init_scale > 0):
-            raise ValueError(f"init_scale must be a positive number, got {init_scale!r}")
-        if not callable(init_loc_fn):
-            raise ValueError(f"init_loc_fn must be callable, got {type(init_loc_fn).__name__}; see pyro.infer.autoguide.init_to_*")
         if isinstance(flow, str):
             get(flow)  # an unknown name is said now, not at setup
-        super().__init__(model, init_loc_fn=InitToSupport(init_loc_fn))
-        self.create_plates = create_plates
-        self._raw_model = (model,)
+        super().__init__(model, init_loc_fn, init_scale, create_plates)
         self._flow = flow
         self._flow_options = dict(flow_options or {})
         self._given_base = (base,)  # in a tuple, for a module would be registered twice
-        self._init_scale = float(init_scale)
         self._call_shapes: Any = None
-        self._renew_name()
-
-    # Names and copies
-
-    def _renew_name(self) -> None:
-        # Pyro keeps the parameters of two modules of one name in one place, and only the first would train.
-        self._pyro_name = f"{type(self).__name__}${next(_INSTANCES)}"
-
-    def __getstate__(self) -> dict[str, Any]:
-        forget_pyro_links(self)
-        state = self.__dict__.copy()
-        state.update(_model=(None,), _raw_model=(None,), master=None, create_plates=None, plates={})
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._renew_name()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> AutoFlow:
-        new = type(self).__new__(type(self))
-        memo[id(self)] = new
-        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        new.__dict__.update(_model=self._model, _raw_model=self._raw_model, create_plates=self.create_plates)
-        return new
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Load parameters and buffers, as every module does, after :meth:`setup`.
-
-        Raises:
-            ValueError: If the guide has not been set up, and so has none, or has others.
-        """
-        if self.prototype_trace is None:
-            raise ValueError("this guide has no parameters yet; call guide.setup with the arguments of the model first")
-        try:
-            return super().load_state_dict(state_dict, *args, **kwargs)
-        except RuntimeError as error:
-            raise ValueError(
-                f"state_dict is that of a guide of another flow, base or coordinates, as fit may choose them; pickle or copy the "
-                f"guide, or call set_flow and set_coordinates first. {error}"
-            ) from error
 
     # Setting up
 
-    def setup(self, *args: Any, **kwargs: Any) -> AutoFlow:
-        """Read the model and build all parameters, before the first step.
-
-        Args:
-            args: Arguments of the model.
-            kwargs: Keyword arguments of the model.
-
-        Returns:
-            This guide.
-
-        Raises:
-            ValueError: If the model does not suit this guide; the message names the site.
-        """
-        if self.prototype_trace is None:
-            self._setup_prototype(*args, **kwargs)
-            self._create_plates(*args, **kwargs)
-        return self
-
-    @staticmethod
-    def _prototype_hide_fn(site: dict[str, Any]) -> bool:
-        return bool(AutoContinuous._prototype_hide_fn(site) or is_enumerated(site))
-
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        if self.model is None:
-            raise ValueError("this guide was copied or unpickled without its model before setup; build it anew with the model")
         with torch.no_grad():
-            self._read_prototype(args, kwargs)
-            sites = list(self.prototype_trace.iter_stochastic_nodes())
-            check_latents(sites, type(self).__name__)
-            self._centre_circles(sites, args, kwargs)
-            self._unconstrained_shapes = {name: self._transforms[name].inv(site["value"]).shape for name, site in sites}
-            self._cond_indep_stacks = {
-                name: [frame for frame in site["cond_indep_stack"] if frame.vectorized] for name, site in sites
-            }
-            self.latent_dim = sum(shape.numel() for shape in self._unconstrained_shapes.values())
-            if self.latent_dim == 0:
-                raise ValueError(f"latent sites {[name for name, _ in sites]} are all empty; there is nothing to approximate")
-            loc = self._init_loc()
+            self._read_sites(args, kwargs)
+            loc = torch.cat([value.reshape(-1) for value in self._start().values()])
         self._whiten_and_build(LowerCholeskyAffine(loc, torch.full_like(loc, self._init_scale)))
         self._call_shapes = _shapes(args, kwargs)
 
@@ -250,60 +160,6 @@ class AutoFlow(AutoContinuous):  # type: ignore[misc]
     def _fixed(self) -> tuple[Any, ...]:
         """The fixed transforms: the whitening, and what is behind it."""
         return tuple(self.distribution.transform.parts[1:])  # type: ignore[union-attr, index]
-
-    def _read_prototype(self, args: Any, kwargs: Any) -> None:
-        # As AutoGuide does, but loops by pyro.plate are no obstacle: their sites have names of their own.
-        trace = poutine.block(poutine.trace(self.model).get_trace)(*args, **kwargs)
-        self._observed = frozenset(name for name, site in trace.nodes.items() if site["type"] == "sample" and site["is_observed"])
-        hidden = [name for name, site in trace.nodes.items() if site["type"] == "sample" and self._prototype_hide_fn(site)]
-        for name in hidden:
-            trace.remove_node(name)
-        self.prototype_trace = trace
-        if self.master is not None:
-            self.master()._check_prototype(trace)
-        frames = [frame for _, site in trace.iter_stochastic_nodes() for frame in site["cond_indep_stack"] if frame.vectorized]
-        self._prototype_frames = {frame.name: frame for frame in frames}
-
-    def _centre_circles(self, sites: Sequence[tuple[str, dict[str, Any]]], args: Any, kwargs: Any) -> None:
-        """Cut circles opposite the mass, which starts at their centres, and take the other transforms as they are."""
-        values = {name: site["value"] for name, site in sites}
-        circles = {}
-        for name, site in sites:
-            if not is_circular(site["fn"]):
-                continue
-
-            def log_density(angle: Tensor, name: str = name) -> Tensor:
-                model = poutine.condition(self._raw_model[0], data={**values, name: angle})
-                with torch.random.fork_rng(), pyro.validation_enabled(False):
-                    torch.manual_seed(0)
-                    return poutine.block(poutine.trace(model).get_trace)(*args, **kwargs).log_prob_sum()  # type: ignore[no-any-return]
-
-            values[name] = site["value"] = find_centre(log_density, site["value"])
-            circles[name] = site_transform(site["fn"], values[name])
-        self._transforms = {name: circles.get(name) or site_transform(site["fn"]) for name, site in sites}
-        self._circular = list(circles)
-        # Registered as modules, so that a state_dict tells where the circles are cut.
-        self._circle_modules = torch.nn.ModuleList(getattr(circle, "base_transform", circle) for circle in circles.values())
-
-    @property
-    def circles(self) -> dict[str, Any]:
-        """The transforms of the circular sites, by name."""
-        return {name: self._transforms[name] for name in self._circular}
-
-    def _init_loc(self) -> Tensor:
-        parts = []
-        for name, site in self.prototype_trace.iter_stochastic_nodes():
-            value = self._transforms[name].inv(site["value"].detach()).reshape(-1)
-            if not bool(torch.isfinite(value).all()):
-                raise ValueError(
-                    f"init_loc_fn gave site {name!r} a value on the edge of its support: {site['value'].reshape(-1)[:5].tolist()}; "
-                    f"start inside the support {site_support(site['fn'])}"
-                )
-            parts.append(value)
-        dtypes = {part.dtype for part in parts}
-        if len(dtypes) > 1:
-            raise ValueError(f"latent sites have different dtypes {sorted(map(str, dtypes))}; give all priors one dtype")
-        return torch.cat(parts)
 
     def _check_call(self, args: Any, kwargs: Any) -> None:
         """Read the model again when the arguments have other shapes, and refuse latents of another shape."""
@@ -455,29 +311,11 @@ class AutoFlow(AutoContinuous):  # type: ignore[misc]
         return self._unconstrain(values)[0]
 
     def _unconstrain(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        if set(values) != set(self._unconstrained_shapes):
-            known = set(self._unconstrained_shapes)
-            apart = {"missing": known - set(values), "unknown": set(values) - known}
-            wrong = [f"{sorted(names)} {what}" for what, names in apart.items() if names]
-            raise ValueError(f"values must hold the sites {sorted(known)}, got {sorted(values)}: {', '.join(wrong)}")
-        dtype, device = self.whitening.loc.dtype, self.whitening.loc.device
+        self._check_names(values)
         parts, log_dets = [], []
         for name, site in self.prototype_trace.iter_stochastic_nodes():
-            shape, value, transform = site["value"].shape, values[name], self._transforms[name]
-            if not isinstance(value, Tensor):
-                value = torch.as_tensor(value, dtype=dtype, device=device)
-            if value.dtype != dtype:
-                raise ValueError(f"values[{name!r}] has dtype {value.dtype}, the guide has {dtype}; convert one of them")
-            if value.shape[value.dim() - len(shape) :] != shape:
-                expected = ", ".join(["*", *map(str, shape)])
-                raise ValueError(f"values[{name!r}] has shape {tuple(value.shape)}, expected ({expected})")
-            support = site_support(site["fn"])
-            fits = torch.isfinite(value) if name in self._circular else support.check(value)
-            if not bool(fits.all()) or bool(torch.isnan(value).any()):
-                raise ValueError(f"values[{name!r}] must lie in the support {support}, got {value.reshape(-1)[:5].tolist()}")
-            batch = value.shape[: value.dim() - len(shape)]
-            unconstrained = transform.inv(value)
-            log_det = transform.log_abs_det_jacobian(unconstrained, value)
+            unconstrained, log_det = self._unconstrain_site(name, values[name], self.whitening.loc)
+            batch = log_det.shape[: log_det.dim() - len(site["fn"].batch_shape)]
             log_dets.append(sum_rightmost(log_det, log_det.dim() - len(batch)))
             parts.append(unconstrained.reshape(*batch, -1))
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .fit import fit
 from .forward_kl import ForwardKLELBO
 from .gaussian import Gaussian
-from .path_elbo import PathELBO, path_log_prob
+from .path_elbo import PathELBO
 from .renyi_path_elbo import DReGELBO, RenyiPathELBO
 from .result import Fit
 from .training import Schedule
@@ -19,5 +19,4 @@ __all__ = [
     "RenyiPathELBO",
     "Schedule",
     "fit",
-    "path_log_prob",
 ]

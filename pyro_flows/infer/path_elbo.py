@@ -2,54 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from pyro.infer import Trace_ELBO
 from pyro.infer.util import torch_item
 from pyro.poutine import Trace
 from torch import Tensor
-from torch.distributions import Distribution
 
-from pyro_flows.distributions import FlowDistribution
-
-
-def path_log_prob(distribution: Distribution, value: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Log-density at ``value`` with the gradient of the path alone.
-
-    For :math:`z = f_\theta(\epsilon)` the gradient of :math:`\log q_\theta(z)` has a part through :math:`z` and a score part
-    whose mean is zero. This keeps the first, :math:`\nabla_z \log q_\theta(z)\, dz/d\theta`, and drops the second.
-
-    Args:
-        distribution: A reparametrised distribution.
-        value: Draws from it, ``(*, event)``, with their graph.
-
-    Returns:
-        The log-density without gradient, ``(*)``, and a surrogate, ``(*)``, whose gradient is that of the path. The value of the
-        surrogate means nothing.
-
-    References:
-        Roeder, Wu, Duvenaud (2017), *Sticking the landing*, https://arxiv.org/abs/1703.09194
-
-    Example:
-        >>> from pyro_flows import flows
-        >>> q = FlowDistribution(flows.affine(2))
-        >>> log_q, surrogate = path_log_prob(q, q.rsample((5,)))
-        >>> log_q.shape, log_q.requires_grad, surrogate.requires_grad
-        (torch.Size([5]), False, True)
-    """
-    with torch.enable_grad():
-        at = value.detach().requires_grad_()
-        log_q = distribution.log_prob(at)
-        (gradient,) = torch.autograd.grad(log_q.sum(), at)
-    event = len(distribution.event_shape)
-    return log_q.detach(), (value * gradient).flatten(value.dim() - event).sum(-1) if event else value * gradient
+from .path_trace import TracedGuide, path_trace
 
 
 class PathELBO(Trace_ELBO):  # type: ignore[misc]
-    r"""Evidence lower bound whose gradient takes the path through every :class:`~pyro_flows.distributions.FlowDistribution`.
+    r"""Evidence lower bound whose gradient takes the path through the guide's draws.
 
     :math:`\nabla_\theta E[\log p(z) - \log q_\theta(z)]` without the score :math:`\nabla_\theta \log q_\theta(z)` at fixed
-    :math:`z`, whose mean is zero: unbiased, and free of noise where the guide is exact. Other reparametrised sites take the
-    total gradient. Takes the arguments of ``Trace_ELBO``, and is used like it.
+    :math:`z`, whose mean is zero: unbiased, and free of noise where the guide is exact. Sites of the guide may depend on each
+    other. It takes a second pass through the guide. Takes the arguments of ``Trace_ELBO``, and is used like it.
 
     Raises:
         ValueError: If a site of the guide is not reparametrised; the message names it.
@@ -68,6 +38,14 @@ class PathELBO(Trace_ELBO):  # type: ignore[misc]
         True
     """
 
+    def _get_trace(
+        self, model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Trace, Trace]:
+        traced = TracedGuide(guide)
+        model_trace, guide_trace = super()._get_trace(model, traced, args, kwargs)
+        guide_trace.path = path_trace(guide, traced.trace, args, kwargs) if torch.is_grad_enabled() else guide_trace
+        return model_trace, guide_trace
+
     def _differentiable_loss_particle(self, model_trace: Trace, guide_trace: Trace) -> tuple[Tensor | float, Tensor]:
         elbo: Tensor | float = 0.0
         surrogate: Tensor | float = 0.0
@@ -75,15 +53,8 @@ class PathELBO(Trace_ELBO):  # type: ignore[misc]
             if site["type"] == "sample":
                 elbo = elbo + torch_item(site["log_prob_sum"])
                 surrogate = surrogate + site["log_prob_sum"]
-        for name, site in guide_trace.nodes.items():
-            if site["type"] != "sample":
-                continue
-            if not site["fn"].has_rsample:
-                raise ValueError(f"site {name!r} of the guide is not reparametrised; PathELBO needs rsample: use Trace_ELBO")
-            elbo = elbo - torch_item(site["log_prob_sum"])
-            if isinstance(site["fn"], FlowDistribution):
-                path = path_log_prob(site["fn"], site["value"])[1]
-                surrogate = surrogate - (path * site["scale"]).sum()
-            else:
-                surrogate = surrogate - site["log_prob_sum"]
+        for site in guide_trace.nodes.values():
+            if site["type"] == "sample":
+                elbo = elbo - torch_item(site["log_prob_sum"])
+        surrogate = surrogate - guide_trace.path.log_prob_sum()
         return -elbo, -surrogate  # type: ignore[return-value, operator]

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import pyro.distributions as dist
 import torch
-from pyro.poutine import Trace
 from torch import Tensor
 
-from .path_elbo import path_log_prob
-from .surrogate_elbo import SurrogateELBO, is_plate, particle_sum, per_particle
+from .path_trace import path_trace
+from .surrogate_elbo import SurrogateELBO, per_particle
 
 
 class RenyiPathELBO(SurrogateELBO):
@@ -26,15 +24,14 @@ class RenyiPathELBO(SurrogateELBO):
     :math:`\alpha \to 1` is the evidence lower bound, :math:`\alpha = 0` the importance-weighted one (:class:`DReGELBO`), and
     :math:`\alpha < 0` presses the guide to cover the posterior.
 
-    Takes the arguments of ``Trace_ELBO``; ``num_particles`` is K. The sites of the guide must not depend on each other, as in
-    ``AutoFlow`` or a mean field.
+    Takes the arguments of ``Trace_ELBO``; ``num_particles`` is K. Sites of the guide may depend on each other.
 
     Args:
         alpha: Order, any number but 1.
 
     Raises:
         ValueError: If ``alpha`` is 1 or not finite, there are fewer than two particles, or a site of the guide is not
-            reparametrised or depends on another; the message names it.
+            reparametrised; the message names it.
 
     References:
         Li, Turner (2016), *Rényi divergence variational inference*, https://arxiv.org/abs/1602.02311;
@@ -67,7 +64,8 @@ class RenyiPathELBO(SurrogateELBO):
             log_p, log_q = per_particle(model_trace, count), per_particle(guide_trace, count)
             log_weights.append((log_p - log_q).detach())
             if torch.is_grad_enabled():
-                paths.append(log_p - self._path(guide_trace, count))
+                path = path_trace(self._with_particles(guide), guide_trace, args, kwargs)
+                paths.append(log_p - per_particle(path, count))
                 if any(site["type"] == "param" for site in model_trace.nodes.values()):
                     latents = guide_trace.copy()
                     latents.detach_()  # what is left is a function of the model's parameters alone
@@ -83,31 +81,6 @@ class RenyiPathELBO(SurrogateELBO):
         if fixed:
             surrogate = surrogate + ((share - factor) * torch.cat(fixed)).sum()
         return -bound, -surrogate
-
-    @staticmethod
-    def _path(guide_trace: Trace, count: int) -> Tensor:
-        """Surrogate ``(count,)`` of the guide's log-density, with the gradient of the path alone."""
-        total: Tensor | float = 0.0
-        earlier: list[tuple[str, Tensor]] = []
-        for name, site in guide_trace.nodes.items():
-            if site["type"] != "sample" or is_plate(site):
-                continue
-            if isinstance(innermost(site["fn"]), dist.Delta):
-                total = total + particle_sum(site["log_prob"], count)
-                continue
-            if not site["fn"].has_rsample:
-                raise ValueError(
-                    f"site {name!r} of the guide is not reparametrised; this bound needs rsample: use RenyiELBO of Pyro"
-                )
-            for other in _dependencies(site, earlier):
-                raise ValueError(
-                    f"site {name!r} of the guide depends on site {other!r}, for which this bound has no path gradient; "
-                    f"use RenyiELBO of Pyro, or a guide of one joint site"
-                )
-            path = path_log_prob(site["fn"], site["value"])[1] * site["scale"]
-            total = total + particle_sum(path, count)
-            earlier.append((name, site["value"]))
-        return torch.as_tensor(total).expand(count)
 
 
 class DReGELBO(RenyiPathELBO):
@@ -128,23 +101,3 @@ class DReGELBO(RenyiPathELBO):
 
     def __init__(self, *, num_particles: int = 16, **options: Any) -> None:
         super().__init__(0.0, num_particles=num_particles, **options)
-
-
-def innermost(fn: Any) -> Any:
-    """The distribution inside of what wraps it."""
-    while hasattr(fn, "base_dist") and not hasattr(fn, "transforms"):
-        fn = fn.base_dist
-    return fn
-
-
-def _dependencies(site: dict[str, Any], earlier: list[tuple[str, Tensor]]) -> Iterator[str]:
-    """Names of the earlier sites on whose values the parameters of this site's distribution depend."""
-    candidates = [(name, value) for name, value in earlier if value.requires_grad]
-    if not candidates:
-        return
-    with torch.enable_grad():
-        log_q = site["fn"].log_prob(site["value"].detach()).sum()
-    if not log_q.requires_grad:
-        return
-    gradients = torch.autograd.grad(log_q, [value for _, value in candidates], retain_graph=True, allow_unused=True)
-    yield from (name for (name, _), gradient in zip(candidates, gradients, strict=True) if gradient is not None)

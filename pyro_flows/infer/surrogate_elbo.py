@@ -11,24 +11,19 @@ from pyro.infer import Trace_ELBO
 from pyro.poutine import Trace
 from torch import Tensor
 
+from pyro_flows.model.sites import is_subsample
 
-def is_plate(site: dict[str, Any]) -> bool:
-    """Whether a sample site is only the draw of a plate's indices."""
-    return isinstance(site["fn"], poutine.subsample_messenger._Subsample)
+from .path_trace import TracedGuide
 
 
 def per_particle(trace: Trace, count: int) -> Tensor:
     """Log-probability of a trace, ``(count,)``; the first dimension of its sites is that of the particles if ``count > 1``."""
     total: Tensor | float = 0.0
     for site in trace.nodes.values():
-        if site["type"] == "sample" and not is_plate(site):
-            total = total + particle_sum(site["log_prob"], count)
+        if site["type"] == "sample" and not is_subsample(site):
+            log_prob = site["log_prob"]
+            total = total + (log_prob.reshape(count, -1).sum(-1) if count > 1 else log_prob.sum().reshape(1))
     return torch.as_tensor(total).expand(count)
-
-
-def particle_sum(value: Tensor, count: int) -> Tensor:
-    """Sum over all dimensions but the first, where that is one of ``count`` particles; over all if ``count`` is 1."""
-    return value.reshape(count, -1).sum(-1) if count > 1 else value.sum().reshape(1)
 
 
 class SurrogateELBO(Trace_ELBO):  # type: ignore[misc]
@@ -70,6 +65,15 @@ class SurrogateELBO(Trace_ELBO):  # type: ignore[misc]
         """The loss, and a tensor that has its gradient; without gradient any tensor."""
         raise NotImplementedError
 
+    def _get_trace(
+        self, model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Trace, Trace]:
+        traced = TracedGuide(guide)
+        model_trace, guide_trace = super()._get_trace(model, traced, args, kwargs)
+        # Pyro leaves the draws of indices out; a replay would draw others.
+        guide_trace.nodes.update({n: s for n, s in traced.trace.nodes.items() if s["type"] == "sample" and is_subsample(s)})
+        return model_trace, guide_trace
+
     @property
     def _count(self) -> int:
         """Particles in one trace."""
@@ -77,8 +81,11 @@ class SurrogateELBO(Trace_ELBO):  # type: ignore[misc]
 
     def _scored(self, stochastic: Callable[..., Any], guide_trace: Trace, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """Log-probability ``(count,)`` of a model or guide at the values of a trace."""
-        if self.vectorize_particles:
-            stochastic = self._vectorized_num_particles(stochastic)
-        trace = poutine.trace(poutine.replay(stochastic, trace=guide_trace)).get_trace(*args, **kwargs)
+        replayed = poutine.replay(self._with_particles(stochastic), trace=guide_trace)
+        trace = poutine.trace(replayed).get_trace(*args, **kwargs)
         trace.compute_log_prob()
         return per_particle(trace, self._count)
+
+    def _with_particles(self, stochastic: Callable[..., Any]) -> Callable[..., Any]:
+        """A model or guide in the plate of the particles, where they are vectorised."""
+        return self._vectorized_num_particles(stochastic) if self.vectorize_particles else stochastic  # type: ignore[no-any-return]

@@ -1,0 +1,550 @@
+"""AutoPlateFlow: a flow over the globals, and for each plate one conditional flow shared by its elements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer.autoguide.initialization import init_to_median
+from torch import Tensor, nn
+
+from pyro_flows.flows.registry import FlowFactory, get
+from pyro_flows.model.dependence import prior_parents
+from pyro_flows.model.plates import PlateCall, PlateReader, read_plates
+
+from .flow_guide import FlowGuide
+from .plate_block import PlateBlock, SiteLayout
+from .plate_context import EmbeddingRows, EncoderRows
+from .site_delta import SiteDelta
+
+ContextKey = str | tuple[str, ...]
+
+
+class AutoPlateFlow(FlowGuide):
+    r"""Automatic guide for models with plates: :math:`q(g)\prod_i q(z_i \mid g, c_i)`.
+
+    One flow over the latents outside of the named plates, :math:`g`. For the latents :math:`z_i` of each element of a named plate
+    one conditional flow that the elements share; it is told the latents on which they hang (:math:`g`, and those of enclosing
+    plates) and a row :math:`c_i` for the element: what an encoder makes of the model's arguments (amortised), or a learned
+    embedding (not amortised). So plates may be subsampled, by ``subsample_size=`` or by ``subsample=``, in minibatches of changing
+    size; the indices are those of the call, and the guide scales as the model does. With an encoder time and memory of a step do
+    not depend on the size of the plate, and new elements are guided without training again.
+
+    Latents in several named plates (nested or crossed) need a context of their own: under the name of their innermost plate, or
+    under the tuple of the names where that plate has latents of its own. Plates that are not named must not be subsampled; latents
+    in them count as dimensions of the element or, outside of the named plates, of the globals.
+
+    Elements of different blocks are independent given the blocks on which they are conditional: of two crossed plates ``a`` and
+    ``b``, the latents of ``a`` know nothing of those of ``b``. Leave the smaller one out of ``context``, where its posterior
+    matters to the other.
+
+    Args:
+        model: A Pyro model.
+        context: For a plate, or a tuple of plates, an encoder, called with the model's arguments, that returns a row ``(C,)`` for
+            every element, of the minibatch or of the whole plate; or a positive integer, the width of a learned row. The first d
+            numbers of a learned row move the location of the d latents of its element, the next d their log-scale, the others
+            shape the flow.
+        flow: Name of a registered flow or callable ``(input_dim, context_dim) -> FlowTransform``, for all blocks, or a dictionary
+            with one for each of some plates, ``"globals"`` for that over the globals; ``nsf_coupling`` where nothing is said.
+        init_loc_fn: Per-site initialisation, as for Pyro's guides.
+        init_scale: Standard deviation of the unconstrained latents at the start. Must be positive.
+        flow_options: Keyword arguments of a registered flow, such as ``{"num_layers": 8}``.
+        rows: For an encoder, ``"minibatch"`` or ``"plate"``: what its rows stand for. Needed only where the indices of a call are
+            the whole plate in another order before any smaller minibatch was seen.
+        sparse: Whether embedding tables have sparse gradients, for ``torch.optim.SparseAdam``: a step then costs the same whatever
+            the size of the plate.
+        create_plates: As for Pyro's guides: returns the plates of the call, for subsampling.
+
+    Raises:
+        ValueError: If an argument is not as described; at :meth:`setup`, if the model has no continuous latent, a discrete one
+            that is not enumerated, latents that are local to a subsampled plate without context, or a latent whose prior depends
+            on a latent of a plate that does not enclose it; when called, if an encoder returns rows that do not fit or are not
+            finite, or a plate with an embedding has changed its size.
+
+    References:
+        Kingma, Welling (2014), *Auto-encoding variational Bayes*, https://arxiv.org/abs/1312.6114;
+        Agrawal, Domke (2021), *Amortized variational inference for simple hierarchical models*, https://arxiv.org/abs/2111.03144
+
+    Example:
+        >>> def model(y):
+        ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(y), subsample_size=5) as i:
+        ...         z = pyro.sample("z", dist.Normal(mean, 1.0))
+        ...         pyro.sample("y", dist.Normal(z, 1.0), obs=y[i])
+        >>> guide = AutoPlateFlow(model, {"data": 4}).setup(torch.zeros(20))
+        >>> guide(torch.zeros(20))["z"].shape
+        torch.Size([5])
+    """
+
+    takes_local_latents = True
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        context: Mapping[ContextKey, Callable[..., Tensor] | int],
+        flow: str | FlowFactory | Mapping[ContextKey, str | FlowFactory] = "nsf_coupling",
+        *,
+        init_loc_fn: Callable[[Any], Tensor] = init_to_median,
+        init_scale: float = 0.1,
+        flow_options: Mapping[str, Any] | None = None,
+        rows: Mapping[ContextKey, str] | None = None,
+        sparse: bool = False,
+        create_plates: Callable[..., Any] | None = None,
+    ) -> None:
+        flows = dict(flow) if isinstance(flow, Mapping) else {}
+        for choice in flows.values():
+            if isinstance(choice, str):
+                get(choice)
+        default = "nsf_coupling" if isinstance(flow, Mapping) else flow
+        if isinstance(default, str):
+            get(default)
+        super().__init__(model, init_loc_fn, init_scale, create_plates)
+        self._flow = default
+        self._flow_options = dict(flow_options or {})
+        self._context = _checked_context(context)
+        self._flows = {_key(name): choice for name, choice in flows.items()}
+        self._rows = {_key(name): value for name, value in (rows or {}).items()}
+        self._sparse = bool(sparse)
+        apart = [name for name in self._flows if name not in self._context and name != ("globals",)]
+        if apart:
+            raise ValueError(
+                f"flow names {apart}, for which there is no context; the names are {list(self._context)} and 'globals'"
+            )
+        for name, value in self._rows.items():
+            if value not in ("minibatch", "plate") or name not in self._context:
+                raise ValueError(
+                    f'rows must hold "minibatch" or "plate" by name of a plate with an encoder, got {value!r} for '
+                    f"{'/'.join(name)!r}"
+                )
+        # Here, so that an optimiser made before setup finds what a user brings.
+        self.encoders = nn.ModuleList(value for value in self._context.values() if isinstance(value, nn.Module))
+
+    # Setting up
+
+    def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
+        with torch.no_grad():
+            self._read_sites(args, kwargs)
+            sites = list(self.prototype_trace.iter_stochastic_nodes())
+            self._check_loops(sites)
+            self._start_values = {name: site["value"].detach() for name, site in sites}
+            self._starts = self._start()
+            groups = self._group(sites)
+            self._check_dependence(groups, args, kwargs)
+            self._check_indices(args, kwargs)
+            call = self._read_call(args, kwargs)
+            self._build(groups, call, args, kwargs)
+
+    def _check_loops(self, sites: Sequence[tuple[str, dict[str, Any]]]) -> None:
+        for name, site in sites:
+            for frame in site["cond_indep_stack"]:
+                if not frame.vectorized and (frame.full_size or frame.size) != frame.size:
+                    raise ValueError(
+                        f"latent site {name!r} is in plate {frame.name!r}, a loop over a subsample; write it as a context, "
+                        f"`with pyro.plate(...)`"
+                    )
+
+    def _group(self, sites: Sequence[tuple[str, dict[str, Any]]]) -> dict[tuple[str, ...], list[str]]:
+        """Latent sites by the named plates that they are in, outermost first; those without come first, then fewer plates before "
+        "more.
+        """
+        named = {plate for key in self._context for plate in key}
+        groups: dict[tuple[str, ...], list[str]] = {}
+        for name, _ in sites:
+            frames = sorted(self._cond_indep_stacks[name], key=lambda frame: frame.dim)
+            for frame in frames:
+                if frame.name not in named and frame.full_size is not None and frame.full_size != frame.size:
+                    raise ValueError(
+                        f"latent site {name!r} is local to plate {frame.name!r}, which is subsampled ({frame.size} of "
+                        f"{frame.full_size}) and has no context; give context={{{frame.name!r}: encoder}}, or an integer for a "
+                        f"learned "
+                        f"row per element"
+                    )
+            groups.setdefault(tuple(frame.name for frame in frames if frame.name in named), []).append(name)
+        unused = named - {plate for plates in groups for plate in plates}
+        if unused:
+            raise ValueError(
+                f"context names {sorted(unused)}, and no latent site is in a plate of that name; the plates of latent sites are "
+                f"{sorted(self._prototype_frames)}"
+            )
+        return dict(sorted(groups.items(), key=lambda item: len(item[0])))
+
+    def _source(self, plates: tuple[str, ...], groups: Mapping[tuple[str, ...], list[str]]) -> tuple[str, ...]:
+        """The key of the context of a block."""
+        for key in self._context:
+            if len(key) == len(plates) and set(key) == set(plates):
+                return key
+        innermost = plates[-1:]
+        if innermost in self._context and innermost not in groups:
+            return innermost
+        name = repr(plates[0]) if len(plates) == 1 else repr(plates)
+        raise ValueError(
+            f"latent sites {groups[plates]} are in the plates {list(plates)} together, and context has nothing for them; give "
+            f"context={{{name}: …}}, an encoder or an integer"
+        )
+
+    def _check_dependence(self, groups: Mapping[tuple[str, ...], list[str]], args: Any, kwargs: Any) -> None:
+        home = {name: plates for plates, names in groups.items() for name in names}
+        for name, parents in prior_parents(self._raw_model[0], args, kwargs, self._start_values).items():
+            for parent in parents:
+                if not set(home[parent]) <= set(home[name]):
+                    apart = sorted(set(home[parent]) - set(home[name]))
+                    raise ValueError(
+                        f"the prior of latent site {name!r} depends on {parent!r}, which is local to plates {apart} that {name!r} "
+                        f"is not "
+                        f"in; the guide cannot express that: nest the plates, or leave {apart} out of context (if not "
+                        f"subsampled), so that "
+                        f"{parent!r} is among the globals"
+                    )
+
+    def _check_indices(self, args: Any, kwargs: Any) -> None:
+        """Refuse indices that the model draws by other means than its plate: a replay would put the guide's in their place."""
+        if self.create_plates is not None:
+            return  # all indices are those of these plates
+        state = torch.random.get_rng_state()
+        with torch.random.fork_rng(), poutine.block():
+            first = self._read_call(args, kwargs)
+            torch.random.set_rng_state(state)
+            torch.rand(())  # another state
+            second = self._read_call(args, kwargs)
+        for name, call in first.calls.items():
+            other = second.calls[name]
+            if call.given and (call.count != other.count or not torch.equal(call.indices, other.indices)):
+                raise ValueError(
+                    f"the model draws the indices of plate {name!r} itself and passes them by subsample=; the guide would use "
+                    f"others. Pass "
+                    f"them as an argument of the model, or let the plate draw them by subsample_size= and take its indices from "
+                    f"`with pyro.plate(...) as indices`"
+                )
+
+    def _build(self, groups: Mapping[tuple[str, ...], list[str]], call: PlateReader, args: Any, kwargs: Any) -> None:
+        blocks: list[PlateBlock] = []
+        sources: dict[tuple[str, ...], nn.Module] = {}
+        self._block_source: list[int | None] = []
+        for plates, names in groups.items():
+            dims = {plate: call.calls[plate].dim for plate in plates}
+            layouts, loc = self._layouts(names, dims)
+            parents = [i for i, block in enumerate(blocks) if set(block.plates) <= set(plates)]
+            width, parent_width = 0, sum(blocks[i].dim for i in parents)
+            direct = None
+            self._block_source.append(None)
+            if plates:
+                key = self._source(plates, groups)
+                if key not in sources:
+                    sources[key] = self._make_source(key, [call.calls[plate] for plate in plates], loc)
+                with torch.enable_grad():  # an encoder whose parameters would not be trained is noticed
+                    rows = sources[key]([call.calls[plate] for plate in plates], args, kwargs)
+                width = rows.shape[-1]
+                if rows.dtype != loc.dtype:
+                    raise ValueError(
+                        f"context[{'/'.join(key)!r}] returned {rows.dtype} and the latents are {loc.dtype}; give both one dtype"
+                    )
+                direct = (parent_width, width) if isinstance(sources[key], EmbeddingRows) else None
+                self._block_source[-1] = list(sources).index(key)
+            flow = self._flows.get(self._source(plates, groups) if plates else ("globals",), self._flow)
+            options = self._flow_options
+            block = PlateBlock(dims, layouts, loc, self._init_scale, flow, parents, parent_width + width, direct, options)
+            blocks.append(block)
+        self.blocks = nn.ModuleList(blocks)
+        self.sources = nn.ModuleList(sources.values())
+        unused = [key for key in self._context if key not in sources]
+        if unused:
+            raise ValueError(f"context names {unused}, and no latent site is in just these plates; the groups are {list(groups)}")
+
+    def _make_source(self, key: tuple[str, ...], plates: Sequence[PlateCall], like: Tensor) -> nn.Module:
+        value = self._context[key]
+        if isinstance(value, int):
+            return EmbeddingRows(plates, value, like, sparse=self._sparse)
+        return EncoderRows(value, plates, self._rows.get(key))
+
+    def _layouts(self, names: Sequence[str], dims: Mapping[str, int]) -> tuple[list[SiteLayout], Tensor]:
+        layouts, locs, start = [], [], 0
+        for name in names:
+            site = self.prototype_trace.nodes[name]
+            unconstrained = self._starts[name]
+            event_dim = site["fn"].event_dim
+            batch = site["value"].shape[: site["value"].dim() - event_dim]
+            event = unconstrained.shape[len(batch) :]
+            kept = tuple(d for d in range(-len(batch), 0) if d not in dims.values() and batch[d] != 1)
+            size = torch.Size([batch[d] for d in kept]).numel() * event.numel()
+            layout = SiteLayout(name, self._transforms[name], event_dim, event, batch, kept, start, start + size)
+            layouts.append(layout)
+            locs.append(layout.pack(unconstrained, len(batch)).reshape(-1, size).mean(0))
+            start += size
+        return layouts, torch.cat(locs)
+
+    @property
+    def _parts(self) -> list[PlateBlock]:
+        return list(self.blocks)  # type: ignore[arg-type]
+
+    # One call
+
+    def _read_call(self, args: Any, kwargs: Any) -> PlateReader:
+        local = {plate for key in self._context for plate in key}
+        awaited = frozenset(
+            name for name, frames in self._cond_indep_stacks.items() if any(frame.name in local for frame in frames)
+        )
+        given = {} if self.create_plates is None else self._given_plates(args, kwargs)
+        model = self._raw_model[0] if not given else _Indices(given)(self._raw_model[0])
+        call = read_plates(model, args, kwargs, plates=frozenset(self._prototype_frames), sites=self._start_values, awaited=awaited)
+        missing = sorted(awaited - set(call.shapes))
+        if missing:
+            raise ValueError(
+                f"latent sites {missing} were there at setup and are not in this call; the guide needs the same in every call"
+            )
+        for name in call.shapes:
+            self._check_shape(name, call)
+        return call
+
+    def _given_plates(self, args: Any, kwargs: Any) -> dict[str, Tensor]:
+        plates = self.create_plates(*args, **kwargs)  # type: ignore[misc]
+        plates = [plates] if isinstance(plates, pyro.plate) else list(plates)
+        return {plate.name: plate._indices for plate in plates}
+
+    def _check_shape(self, name: str, call: PlateReader) -> None:
+        at_setup, now = tuple(self._start_values[name].shape), call.shapes[name]
+        site = self.prototype_trace.nodes[name]
+        event_dim = site["fn"].event_dim
+        sizes = {f.dim - event_dim: call.calls[f.name].count for f in self._cond_indep_stacks[name] if f.name in call.calls}
+        local = {plate for key in self._context for plate in key}
+        free = {f.dim - event_dim for f in self._cond_indep_stacks[name] if f.name in local}
+        same = len(now) == len(at_setup) and all(
+            a == b or (i - len(now) in free and b == sizes.get(i - len(now)))
+            for i, (a, b) in enumerate(zip(at_setup, now, strict=True))
+        )
+        if not same:
+            raise ValueError(
+                f"latent site {name!r} had shape {at_setup} at setup and has {now} in this call; only the sizes of the plates in "
+                f"context "
+                f"may change"
+            )
+
+    def _masks(self, block: PlateBlock, call: PlateReader) -> Tensor | bool | None:
+        """The mask of the elements of a block, which must be that of all its sites."""
+        masks = [call.masks.get(layout.name) for layout in block.layouts]
+        first = masks[0]
+        same = all(
+            mask is first or (isinstance(mask, Tensor) and isinstance(first, Tensor) and _equal(mask, first)) for mask in masks[1:]
+        )
+        kept = {dim for layout in block.layouts for dim in layout.kept}
+        if isinstance(first, Tensor) and same:
+            same = all(first.dim() < -dim or first.shape[dim] == 1 for dim in kept)
+        if not same:
+            raise ValueError(
+                f"latent sites {[layout.name for layout in block.layouts]} of {block.label} are masked in different ways; mask "
+                f"whole "
+                f"elements of the plate, or give the masked sites a plate of their own"
+            )
+        return first
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Draw all latents of the elements of this call, with the arguments of the model.
+
+        Returns:
+            A value per latent site.
+
+        Raises:
+            ValueError: If shapes have changed otherwise than in the plates of the context, or an encoder does not fit.
+        """
+        if self.prototype_trace is None:
+            self._setup_prototype(*args, **kwargs)
+        call = self._read_call(args, kwargs)
+        plates = {name: plate.enter() for name, plate in call.calls.items()}
+        for name, frame in self._prototype_frames.items():
+            if name not in plates:  # a plate of globals after the last local latent
+                plates[name] = pyro.plate(name, frame.full_size or frame.size, dim=frame.dim)
+        result: dict[str, Tensor] = {}
+        seen: list[Tensor] = []
+        for i, block in enumerate(self._parts):
+            context = self._context_of(i, seen, call, args, kwargs)
+            mask = self._masks(block, call) if block.plates else None
+            with ExitStack() as stack:
+                for name in block.plates:
+                    stack.enter_context(plates[name])
+                if mask is not None:
+                    stack.enter_context(poutine.mask(mask=mask))
+                site = f"_{self._pyro_name}_{'_'.join(block.plates) or 'globals'}"
+                latent = pyro.sample(site, block.distribution(context), infer={"is_auxiliary": True})
+            seen.append(block.whitened(latent, context))
+            for name, (value, log_det) in block.constrain(latent).items():
+                event_dim = self.prototype_trace.nodes[name]["fn"].event_dim
+                log_density: Tensor | float = 0.0 if poutine.get_mask() is False else -log_det
+                with ExitStack() as stack:
+                    for frame in self._cond_indep_stacks[name]:
+                        stack.enter_context(plates[frame.name])
+                    if mask is not None:
+                        stack.enter_context(poutine.mask(mask=mask))
+                    result[name] = pyro.sample(name, SiteDelta(value, log_density=log_density, event_dim=event_dim))
+        return {name: result[name] for name in self._cond_indep_stacks}
+
+    def _context_of(self, i: int, seen: Sequence[Tensor], call: PlateReader, args: Any, kwargs: Any) -> Tensor | None:
+        """What block ``i`` is told: the latents of its parents, and the rows of its elements at the dimensions of their plates."""
+        block = self._parts[i]
+        parts = [seen[j] for j in block.parents]
+        source = self._block_source[i]
+        if source is not None:
+            plates = [call.calls[name] for name in block.plates]
+            rows = self.sources[source](plates, args, kwargs)
+            shape = [1] * -min(block.plates.values())
+            for plate in plates:
+                shape[plate.dim] = plate.count
+            parts.append(rows.reshape(*shape, rows.shape[-1]))
+        if not parts:
+            return None
+        batch = torch.broadcast_shapes(*[part.shape[:-1] for part in parts])
+        return torch.cat([part.expand(*batch, -1) for part in parts], -1)
+
+    # Draws and densities
+
+    def log_prob(self, values: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Log-density of the guide at given values of the elements of a call, in the constrained space of the model.
+
+        The sum over the elements of the call, each counted once: not scaled to the size of the plates. Masked elements do not
+        count.
+
+        Args:
+            values: A value ``(*, site shape)`` for every latent site; batch shapes broadcast.
+            args: Arguments of the model.
+            kwargs: Keyword arguments of the model.
+
+        Returns:
+            Log-density, ``(*)``.
+
+        Raises:
+            ValueError: If a site is missing, unknown, of the wrong shape or dtype, or outside its support.
+        """
+        self.setup(*args, **kwargs)
+        self._check_names(values)
+        with poutine.block():
+            call = self._read_call(args, kwargs)
+        total = torch.zeros_like(self._like().sum())
+        seen: list[Tensor] = []
+        depth = max((-frame.dim for frame in self._prototype_frames.values()), default=0)
+        for i, block in enumerate(self._parts):
+            context = self._context_of(i, seen, call, args, kwargs)
+            parts, log_det_total = [], torch.zeros_like(self._like().sum())
+            mask = self._masks(block, call) if block.plates else None
+            for layout in block.layouts:
+                shape = torch.Size(call.shapes.get(layout.name, self._start_values[layout.name].shape))
+                unconstrained, log_det = self._unconstrain_site(layout.name, values[layout.name], self._like(), shape)
+                batch_dim = len(shape) - layout.event_dim
+                lead = log_det.dim() - batch_dim
+                # Draws stand to the left of all plates, as in a particle plate.
+                pad = (1,) * (max(depth, len(layout.batch_shape)) - batch_dim)
+                unconstrained = unconstrained.reshape(unconstrained.shape[:lead] + pad + unconstrained.shape[lead:])
+                parts.append(layout.pack(unconstrained, lead + len(pad) + batch_dim))
+                log_det = log_det if mask is None else torch.where(torch.as_tensor(mask), log_det, torch.zeros_like(log_det))
+                log_det_total = log_det_total + log_det.reshape(*log_det.shape[:lead], -1).sum(-1)
+            batch = torch.broadcast_shapes(*[part.shape[:-1] for part in parts])
+            latent = torch.cat([part.expand(*batch, -1) for part in parts], -1)
+            log_q = block.distribution(context).log_prob(latent)
+            log_q = log_q if mask is None else torch.where(torch.as_tensor(mask), log_q, torch.zeros_like(log_q))
+            lead = log_q.dim() - depth
+            total = total + log_q.reshape(*log_q.shape[:lead], -1).sum(-1) - log_det_total
+            seen.append(block.whitened(latent, context))
+        return total
+
+    def _like(self) -> Tensor:
+        return next(iter(self._starts.values()))
+
+    def sample(self, num_samples: int, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Draws of all latents of the elements of one call.
+
+        Args:
+            num_samples: Number of draws.
+            args: Arguments of the model.
+            kwargs: Keyword arguments of the model.
+
+        Returns:
+            Values ``(num_samples, site shape)`` per site.
+
+        Raises:
+            ValueError: If ``num_samples`` is not a positive integer, or as :meth:`forward`.
+        """
+        if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1:
+            raise ValueError(f"num_samples must be a positive integer, got {num_samples!r}")
+        self.setup(*args, **kwargs)
+        depth = max(len(layout.batch_shape) for block in self._parts for layout in block.layouts)
+        depth = max([depth, *(-frame.dim for frame in self._prototype_frames.values())])
+        with torch.no_grad(), poutine.block(), pyro.plate("_pyro_flows_draws", num_samples, dim=-1 - depth):
+            drawn = self(*args, **kwargs)
+        result = {}
+        for name, value in drawn.items():
+            dims = len(self._start_values[name].shape)
+            middle = value.shape[1 : value.dim() - dims]
+            if value.shape[0] != num_samples or any(size != 1 for size in middle):
+                value = value.expand(num_samples, *value.shape[1:])
+            result[name] = value.reshape(num_samples, *value.shape[value.dim() - dims :])
+        return result
+
+    def median(self, *args: Any, num_samples: int = 1_000, **kwargs: Any) -> dict[str, Tensor]:
+        """Median of every latent site for the elements of a call, from draws.
+
+        Args:
+            args: Arguments of the model.
+            num_samples: Number of draws.
+            kwargs: Keyword arguments of the model.
+        """
+        return {name: value[0] for name, value in self.quantiles([0.5], *args, num_samples=num_samples, **kwargs).items()}
+
+    def quantiles(
+        self, quantiles: Sequence[float] | Tensor, *args: Any, num_samples: int = 1_000, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Quantiles of every latent site for the elements of a call, from draws; marginal ones, in unconstrained coordinates.
+
+        Args:
+            quantiles: Probabilities between 0 and 1, ``(Q,)``.
+            args: Arguments of the model.
+            num_samples: Number of draws.
+            kwargs: Keyword arguments of the model.
+
+        Returns:
+            Values ``(Q, site shape)`` per site.
+
+        Raises:
+            ValueError: If a probability is outside [0, 1].
+        """
+        draws = self.sample(num_samples, *args, **kwargs)
+        probs = torch.as_tensor(quantiles, dtype=self._like().dtype, device=self._like().device).reshape(-1)
+        if not bool(((probs >= 0) & (probs <= 1)).all()):
+            raise ValueError(f"quantiles must lie between 0 and 1, got {probs.tolist()}")
+        transforms = self._transforms
+        return {name: transforms[name](torch.quantile(transforms[name].inv(v), probs, dim=0)) for name, v in draws.items()}
+
+
+class _Indices(poutine.messenger.Messenger):  # type: ignore[misc]
+    """Gives plates the indices that ``create_plates`` made."""
+
+    def __init__(self, indices: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.indices = indices
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if msg["name"] in self.indices and type(msg["fn"]).__name__ == "_Subsample":
+            msg["value"] = self.indices[msg["name"]]
+
+
+def _key(name: ContextKey) -> tuple[str, ...]:
+    return (name,) if isinstance(name, str) else tuple(name)
+
+
+def _checked_context(context: Any) -> dict[tuple[str, ...], Callable[..., Tensor] | int]:
+    if not isinstance(context, Mapping) or not context:
+        raise ValueError(f"context must be a dictionary from a plate's name to an encoder or an integer, got {context!r}")
+    checked = {}
+    for name, value in context.items():
+        if not (isinstance(name, str) or (isinstance(name, tuple) and name and all(isinstance(part, str) for part in name))):
+            raise ValueError(f"context: a key must be the name of a plate or a tuple of names, got {name!r}")
+        if isinstance(value, bool) or not (callable(value) or isinstance(value, int)):
+            raise ValueError(f"context[{name!r}] must be an encoder or a positive integer, got {value!r}")
+        if isinstance(value, int) and value < 1:
+            raise ValueError(f"context[{name!r}] must be positive, the width of a learned row, got {value}")
+        checked[_key(name)] = value
+    return checked
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and bool((a == b).all())

@@ -1,0 +1,188 @@
+"""The latents that share their plates, and the conditional flow of one element of these plates."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.distributions.util import sum_rightmost
+from torch import Tensor, nn
+
+from pyro_flows.distributions import FlowDistribution
+from pyro_flows.flows.registry import FlowFactory, build
+from pyro_flows.transforms import AffineTril, Compose, Elementwise, FlowTransform
+from pyro_flows.transforms.univariate import Affine
+
+#: Dimensions from which on an affine layer is elementwise: a full matrix has too many weights.
+_FULL_UP_TO = {True: 32, False: 512}
+
+
+@dataclass(frozen=True)
+class SiteLayout:
+    """Where a latent site stands in the vector of one element.
+
+    Args:
+        name: The site.
+        transform: From unconstrained values to the support.
+        event_dim: Event dimensions of a value.
+        unconstrained_event_shape: Event shape of an unconstrained value.
+        batch_shape: Batch shape at setup.
+        kept: Batch dimensions, negative, that are part of the vector rather than of the plates of the block, and not of size one.
+        start: Where it begins in the vector.
+        stop: Where it ends.
+
+    Example:
+        >>> from torch.distributions import identity_transform
+        >>> SiteLayout("x", identity_transform, 0, torch.Size([]), torch.Size([3, 5]), (-2,), 0, 3).kept_shape
+        (3,)
+    """
+
+    name: str
+    transform: Any
+    event_dim: int
+    unconstrained_event_shape: torch.Size
+    batch_shape: torch.Size
+    kept: tuple[int, ...]
+    start: int
+    stop: int
+
+    @property
+    def kept_shape(self) -> tuple[int, ...]:
+        """Sizes of the batch dimensions that are part of the vector."""
+        return tuple(self.batch_shape[dim] for dim in self.kept)
+
+    def unpack(self, latent: Tensor) -> Tensor:
+        """Unconstrained values ``(*, batch shape, event shape)`` of vectors ``(*, plates, d)``, the plates at their dimensions."""
+        piece = latent[..., self.start : self.stop]
+        batch = (1,) * (len(self.batch_shape) - piece.dim() + 1) + tuple(piece.shape[:-1])
+        event = tuple(self.unconstrained_event_shape)
+        piece = piece.reshape(batch + self.kept_shape + event)
+        axis = len(batch)  # where the next kept dimension stands
+        for dim in self.kept:
+            place = len(batch) + dim
+            if piece.shape[place] != 1:
+                raise ValueError(
+                    f"site {self.name!r}: batch dimension {dim} is that of its own values, and a plate outside of the guide has "
+                    f"taken "
+                    f"it; set max_plate_nesting={len(self.batch_shape)} or more, or declare the dimension by to_event"
+                )
+            # The moved dimension takes the place of one of size 1, so that all others keep their places.
+            piece = piece.movedim(axis, place).squeeze(place + 1)
+            batch = batch[:place] + (piece.shape[place],) + batch[place + 1 :]
+        return piece
+
+    def pack(self, unconstrained: Tensor, batch_dim: int) -> Tensor:
+        """Vectors ``(*, plates, stop - start)`` of unconstrained values; ``batch_dim`` counts the dimensions before the event's."""
+        event = unconstrained.dim() - batch_dim
+        places = [batch_dim + dim for dim in self.kept]
+        last = list(range(batch_dim - len(places), batch_dim))
+        moved = unconstrained.movedim(places, last)
+        for place in sorted(places):
+            moved = moved.unsqueeze(place)
+        return moved.reshape(*moved.shape[: moved.dim() - len(places) - event], -1)
+
+
+class PlateBlock(nn.Module):
+    r"""Latents in the same plates: :math:`z_i = L(c_i)\,f_\theta(\epsilon_i; c_i) + b(c_i)` for every element :math:`i`.
+
+    One conditional flow :math:`f_\theta`, shared by the elements and at the identity when training starts, then an affine map whose
+    parameters are linear in the context :math:`c_i`. The latents without a plate are a block too, of one element.
+
+    Args:
+        plates: Names of the plates, outermost first, and their dimensions; empty for latents without.
+        layouts: Its sites.
+        loc: Location of a vector at the start, ``(d,)``.
+        init_scale: Standard deviation at the start.
+        flow: Name of a registered flow, or callable ``(input_dim, context_dim) -> FlowTransform``.
+        parents: Which blocks it is conditional on, by position.
+        context_dim: Size of the whole context.
+        direct: Where in the context the row stands whose numbers add to location and log-scale, and how many; None for none.
+        flow_options: Of a registered flow.
+
+    Example:
+        >>> from torch.distributions import identity_transform
+        >>> layout = SiteLayout("x", identity_transform, 0, torch.Size([]), torch.Size([5]), (), 0, 1)
+        >>> block = PlateBlock({"data": -1}, [layout], torch.zeros(1), 0.1, "affine", (), 0)
+        >>> block.distribution(None).event_shape
+        torch.Size([1])
+    """
+
+    def __init__(
+        self,
+        plates: Mapping[str, int],
+        layouts: Sequence[SiteLayout],
+        loc: Tensor,
+        init_scale: float,
+        flow: str | FlowFactory,
+        parents: Sequence[int],
+        context_dim: int,
+        direct: tuple[int, int] | None = None,
+        flow_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.plates = dict(plates)
+        self.layouts = tuple(layouts)
+        self.parents = tuple(parents)
+        dim = len(loc)
+        inner = build(flow, dim, context_dim, **(flow_options or {}))
+        outer = _affine(dim, context_dim, loc, init_scale, direct)
+        self.joint = FlowDistribution(Compose([inner, outer]).to(loc))
+
+    @property
+    def dim(self) -> int:
+        """Size d of the vector of one element."""
+        return self.layouts[-1].stop
+
+    @property
+    def label(self) -> str:
+        """How messages call it."""
+        return "/".join(self.plates) or "the latents outside of plates"
+
+    def distribution(self, context: Tensor | None) -> FlowDistribution:
+        """Distribution of the vectors, its batch shape that of the context."""
+        return self.joint if context is None else self.joint.condition(context)
+
+    def whitened(self, latent: Tensor, context: Tensor | None) -> Tensor:
+        """The vectors before the affine map, of order one, in which other blocks see them."""
+        outer = self.joint.transform.parts[1]  # type: ignore[union-attr, index]
+        return outer.inverse_and_log_det(latent, context)[0]  # type: ignore[operator, no-any-return]
+
+    def constrain(self, latent: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        r"""Value and :math:`\log|\det|` of every site, by name; the latter of the batch shape of the site."""
+        result = {}
+        for layout in self.layouts:
+            unconstrained = layout.unpack(latent)
+            value = layout.transform(unconstrained)
+            log_det = layout.transform.log_abs_det_jacobian(unconstrained, value)
+            result[layout.name] = value, sum_rightmost(log_det, log_det.dim() - value.dim() + layout.event_dim)
+        return result
+
+
+def _affine(dim: int, context_dim: int, loc: Tensor, init_scale: float, direct: tuple[int, int] | None) -> FlowTransform:
+    """An affine map, linear in the context, that starts at a location and a scale."""
+    full = dim <= _FULL_UP_TO[context_dim > 0]
+    affine: AffineTril | Elementwise
+    if full:
+        affine = AffineTril(dim, context_dim, hidden_dims=())
+        params, start = affine.params, {"bias": loc, "log_diagonal": torch.full_like(loc, math.log(init_scale))}
+    else:
+        univariate = Affine(log_scale_bound=10.0)
+        affine = Elementwise(dim, univariate, context_dim, hidden_dims=())
+        bound = univariate.log_scale_bound
+        raw = torch.full_like(loc, bound * math.atanh(math.log(init_scale) / bound))
+        params, start = affine.conditioner, {"raw": torch.stack([loc, raw], -1)}
+    with torch.no_grad():
+        for name, value in start.items():
+            params.get_parameter(name).copy_(value)
+        if direct is not None and params.network is not None:
+            first, width = direct
+            weight = params.network.layers[-1].get_parameter("weight")
+            of_loc, of_scale = (1, dim) if full else (2, 1)  # elementwise, location and scale of a variable stand side by side
+            for i in range(min(dim, width)):
+                weight[of_loc * i, first + i] = 1.0
+            for i in range(min(dim, width - dim)):
+                weight[of_scale + of_loc * i, first + dim + i] = 1.0
+    return affine
