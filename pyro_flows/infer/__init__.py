@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from .checkpoint import Checkpoint
+from .distributed import Distributed
 from .fit import fit
 from .forward_kl import ForwardKLELBO
+from .full_size import FullSize
 from .gaussian import Gaussian
 from .path_elbo import PathELBO
 from .renyi_path_elbo import DReGELBO, RenyiPathELBO
@@ -11,9 +14,12 @@ from .result import Fit
 from .training import Schedule
 
 __all__ = [
+    "Checkpoint",
     "DReGELBO",
+    "Distributed",
     "Fit",
     "ForwardKLELBO",
+    "FullSize",
     "Gaussian",
     "PathELBO",
     "RenyiPathELBO",

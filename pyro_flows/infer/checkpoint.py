@@ -1,0 +1,168 @@
+"""Checkpoints of a training run, from which it goes on as if it had not been interrupted."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+import torch.distributed as torch_distributed
+from torch.nn.parallel import DistributedDataParallel
+
+
+class Checkpoint:
+    """One file with the states of modules and optimisers, the step, and the random number generators of every process.
+
+    The file is written by the first process, and replaces the one before at once: a run that is killed while it writes leaves the
+    one before. It is read by the first process, which sends it to the others, so that only its machine needs the file. It holds
+    tensors and plain numbers and is read with ``weights_only``: a file from elsewhere cannot run code.
+
+    Every process calls :meth:`load` and :meth:`save`, at the same steps. Kept are the generators of torch (of the CPU, and of the
+    current CUDA device once it is in use), of NumPy and of Python; a generator object of one's own is not.
+
+    Args:
+        path: The file.
+        states: What has a ``state_dict`` and a ``load_state_dict``: the loss module, the optimiser, a scheduler of the step size.
+            A module in ``DistributedDataParallel`` is stored without it, so that its parameters can be read by one process.
+
+    Raises:
+        ValueError: If there is nothing to store, or something has no ``state_dict``.
+
+    Example:
+        >>> import tempfile
+        >>> module = torch.nn.Linear(1, 1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     checkpoint = Checkpoint(folder + "/run.pt", module=module)
+        ...     start = checkpoint.load()
+        ...     checkpoint.save(10)
+        ...     start, checkpoint.load()
+        (0, 10)
+    """
+
+    def __init__(self, path: str | Path, **states: Any) -> None:
+        if not states:
+            raise ValueError("states is empty; name what to store, as in Checkpoint(path, loss=loss, optimizer=optimizer)")
+        for name, state in states.items():
+            if not (hasattr(state, "state_dict") and hasattr(state, "load_state_dict")):
+                raise ValueError(f"{name} must have state_dict and load_state_dict, got {type(state).__name__}")
+        self.path = Path(path)
+        self.states = {
+            name: state.module if isinstance(state, DistributedDataParallel) else state for name, state in states.items()
+        }
+
+    def save(self, step: int) -> None:
+        """Write the file.
+
+        Args:
+            step: Number of steps done.
+        """
+        generators = _gather(_generators())
+        if generators is None:
+            return
+        content = {
+            "step": step,
+            "states": {name: state.state_dict() for name, state in self.states.items()},
+            "generators": generators,
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_name(self.path.name + ".partial")
+        with partial.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.path)
+
+    def load(self, *, new_noise: bool = False) -> int:
+        """Read the file, if there is one, into everything it was made of.
+
+        Args:
+            new_noise: Leave the random number generators as they are. A run with another number of processes needs it; it is
+                then valid but does not end in the same place.
+
+        Returns:
+            Number of steps done; 0 if there is no file.
+
+        Raises:
+            ValueError: If the file is not a checkpoint, or one of other modules, or, without ``new_noise``, of another number of
+                processes.
+        """
+        data = _broadcast(self.path.read_bytes() if _rank() == 0 and self.path.exists() else None)
+        if data is None:
+            return 0
+        try:
+            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            step, states, generators = int(content["step"]), content["states"], content["generators"]
+        except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{self.path} is no checkpoint, or a damaged one; remove it to start anew ({error})") from error
+        if states.keys() != self.states.keys():
+            raise ValueError(f"{self.path} holds the states of {sorted(states)}, and those of {sorted(self.states)} are wanted")
+        if not new_noise and len(generators) != _world_size():
+            raise ValueError(
+                f"{self.path} was written by {len(generators)} processes and is read by {_world_size()}; start as many, or call "
+                f"load(new_noise=True) to go on with other noise"
+            )
+        for name, state in self.states.items():
+            try:
+                state.load_state_dict(states[name])
+            except (RuntimeError, KeyError, ValueError) as error:
+                raise ValueError(f"{self.path} holds another {name} than the one it is read into: {error}") from error
+        if not new_noise:
+            _set_generators(generators[_rank()])
+        return step
+
+
+def _in_group() -> bool:
+    return torch_distributed.is_available() and torch_distributed.is_initialized()
+
+
+def _rank() -> int:
+    return torch_distributed.get_rank() if _in_group() else 0
+
+
+def _world_size() -> int:
+    return torch_distributed.get_world_size() if _in_group() else 1
+
+
+def _gather(value: Any) -> list[Any] | None:
+    """The values of all processes, in the first one; None in the others."""
+    if not _in_group():
+        return [value]
+    values = [None] * _world_size() if _rank() == 0 else None
+    torch_distributed.gather_object(value, values)
+    return values
+
+
+def _broadcast(data: bytes | None) -> bytes | None:
+    """The bytes of the first process, in all of them."""
+    if not _in_group():
+        return data
+    box = [data]
+    torch_distributed.broadcast_object_list(box)
+    return box[0]
+
+
+def _generators() -> dict[str, Any]:
+    """State of the random number generators of this process, as tensors and plain numbers."""
+    state = pyro.util.get_rng_state()
+    name, keys, *rest = state["numpy"]
+    state["numpy"] = [name, torch.from_numpy(keys.astype(np.int64)), *rest]
+    state["random"] = list(state["random"])
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_generators(state: dict[str, Any]) -> None:
+    version, internal, gauss = state["random"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
