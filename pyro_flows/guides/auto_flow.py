@@ -20,7 +20,7 @@ from pyro_flows.flows.registry import FlowFactory, build, get
 from pyro_flows.transforms import Compose, FlowTransform
 from pyro_flows.transforms.lower_cholesky_affine import LowerCholeskyAffine
 
-from .flow_guide import FlowGuide
+from .flow_guide import FlowGuide, fork_generators
 from .site_delta import SiteDelta
 
 
@@ -167,7 +167,7 @@ class AutoFlow(FlowGuide, AutoContinuous):  # type: ignore[misc]
         if shapes == self._call_shapes or self.model is None:
             return
         model = poutine.block(self.model, self._prototype_hide_fn)
-        with torch.no_grad():
+        with torch.no_grad(), fork_generators():  # a run that goes on from a checkpoint draws what it would have drawn
             trace = poutine.block(poutine.trace(model).get_trace)(*args, **kwargs)
         found = {name: tuple(site["value"].shape) for name, site in trace.iter_stochastic_nodes() if name not in self._observed}
         known = {name: tuple(site["value"].shape) for name, site in self.prototype_trace.iter_stochastic_nodes()}

@@ -16,7 +16,7 @@ from pyro_flows.flows.registry import FlowFactory, get
 from pyro_flows.model.dependence import prior_parents
 from pyro_flows.model.plates import PlateCall, PlateReader, read_plates
 
-from .flow_guide import FlowGuide
+from .flow_guide import FlowGuide, fork_generators
 from .plate_block import PlateBlock, SiteLayout
 from .plate_context import EmbeddingRows, EncoderRows
 from .site_delta import SiteDelta
@@ -205,7 +205,7 @@ class AutoPlateFlow(FlowGuide):
         if self.create_plates is not None:
             return  # all indices are those of these plates
         state = torch.random.get_rng_state()
-        with torch.random.fork_rng(), poutine.block():
+        with fork_generators(), poutine.block():
             first = self._read_call(args, kwargs)
             torch.random.set_rng_state(state)
             torch.rand(())  # another state

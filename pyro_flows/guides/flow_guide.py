@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Self
 
 import pyro
@@ -158,7 +159,7 @@ class FlowGuide(AutoGuide):  # type: ignore[misc]
 
             def log_density(angle: Tensor, name: str = name) -> Tensor:
                 model = poutine.condition(self._raw_model[0], data={**values, name: angle})
-                with torch.random.fork_rng(), pyro.validation_enabled(False):
+                with fork_generators(), pyro.validation_enabled(False):
                     torch.manual_seed(0)
                     return poutine.block(poutine.trace(model).get_trace)(*args, **kwargs).log_prob_sum()  # type: ignore[no-any-return]
 
@@ -227,3 +228,16 @@ class FlowGuide(AutoGuide):  # type: ignore[misc]
         unconstrained = transform.inv(value)
         log_det = transform.log_abs_det_jacobian(unconstrained, value)
         return unconstrained, sum_rightmost(log_det, log_det.dim() - value.dim() + site["fn"].event_dim)
+
+
+def fork_generators() -> AbstractContextManager[None]:
+    """Leave torch's random number generators as they were, those of the CPU and of the current CUDA device once it is in use.
+
+    Example:
+        >>> with fork_generators():
+        ...     first = torch.rand(())
+        >>> bool(torch.rand(()) == first)
+        True
+    """
+    in_use = torch.cuda.is_available() and torch.cuda.is_initialized()
+    return torch.random.fork_rng(devices=[torch.cuda.current_device()] if in_use else [])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import pickle
 import random
 from pathlib import Path
 from typing import Any
@@ -98,7 +97,7 @@ class Checkpoint:
         try:
             content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
             step, states, generators = int(content["step"]), content["states"], content["generators"]
-        except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
+        except Exception as error:  # what the unpickler of torch meets in a file of another kind is no one class of errors
             raise ValueError(f"{self.path} is no checkpoint, or a damaged one; remove it to start anew ({error})") from error
         if states.keys() != self.states.keys():
             raise ValueError(f"{self.path} holds the states of {sorted(states)}, and those of {sorted(self.states)} are wanted")

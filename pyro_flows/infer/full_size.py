@@ -116,7 +116,7 @@ def check_not_local(what: str, frame: Any, full_size: int) -> None:
 
 def mean_over_processes(value: float | Tensor) -> float:
     """Mean of a number over the processes of the default group; the number itself where there is none."""
-    number = float(value)
+    number = float(value.detach()) if isinstance(value, Tensor) else float(value)
     if not (torch_distributed.is_available() and torch_distributed.is_initialized()):
         return number
     device = torch.device("cuda", torch.cuda.current_device()) if torch_distributed.get_backend() == "nccl" else torch.device("cpu")

@@ -350,3 +350,16 @@ def test_bad_options_are_refused_by_name(options):
 def test_compose_of_named_flows_is_a_flow():
     guide = AutoFlow(positive_model, flow=lambda d, c: Compose([AffineTril(d, c), AffineTril(d, c)])).setup()
     assert guide.flow.input_dim == 3
+
+
+def test_a_call_with_other_shapes_draws_no_numbers_of_its_own():
+    def model(y):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+    guide = AutoFlow(model, flow="affine").setup(torch.zeros(3))
+    pyro.set_rng_seed(1)
+    expected = guide(torch.zeros(3))["mean"]
+    pyro.set_rng_seed(1)
+    assert guide(torch.zeros(4))["mean"] == expected
