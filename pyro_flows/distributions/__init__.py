@@ -5,7 +5,8 @@ from __future__ import annotations
 from .flow_distribution import FlowDistribution
 from .gaussian_mixture import GaussianMixture
 from .mixture import MixtureBase
+from .random_module import random_module
 from .standard_normal import StandardNormal
 from .student_t import StudentTBase
 
-__all__ = ["FlowDistribution", "GaussianMixture", "MixtureBase", "StandardNormal", "StudentTBase"]
+__all__ = ["FlowDistribution", "GaussianMixture", "MixtureBase", "StandardNormal", "StudentTBase", "random_module"]

@@ -257,6 +257,11 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
         stack: list[nn.Module] = [self]
         while stack:
             module = stack.pop()
+            if module.__dict__.get("_pyro_samples"):
+                raise ValueError(
+                    f"{type(module).__name__} in {type(self).__name__} has random weights (PyroSample), which a density would draw "
+                    f"anew, outside of the model; put priors on a flow's weights by pyro_flows.distributions.random_module"
+                )
             key.append(module.training)
             for tensors in (module._parameters, module._buffers):
                 for tensor in tensors.values():
