@@ -59,7 +59,7 @@ def random_module(name: str, module: Module, prior: Priors) -> Module:
     values = {}
     for key, parameter in parameters.items():
         given = prior.get(key) if isinstance(prior, Mapping) else prior(key, parameter)
-        if given is not None:
+        if given is not None and parameter.numel():
             values[id(parameter)] = _draw(f"{name}.{key}", given, parameter)
         elif parameter.requires_grad:
             values[id(parameter)] = pyro.param(param_with_module_name(name, key), parameter)
