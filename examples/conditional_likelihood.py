@@ -23,7 +23,7 @@ WEIGHTS = torch.tensor([1.0, -0.5])
 
 def make_data(size: int) -> tuple[Tensor, Tensor, Tensor]:
     x, t = torch.randn(size, 2), torch.randn(size, 1)
-    noise = dist.Exponential(1.0).sample((size, 1)) - 1.0
+    noise = dist.Gumbel(-0.577, 1.0).sample((size, 1))
     return x, t, (x @ WEIGHTS)[:, None] + t.exp() * noise
 
 
@@ -53,8 +53,10 @@ def learn_noise(x: Tensor, t: Tensor, y: Tensor, steps: int) -> None:
             mean = (x[rows] * w).sum(-1, keepdim=True)
             pyro.sample("y", dist.TransformedDistribution(noise, AffineTransform(mean, 1.0, event_dim=1)), obs=y[rows])
 
-    guide = pf.AutoFlow(model, flow="affine", init_scale=1.0)
-    svi = SVI(model, guide, pyro.optim.ClippedAdam({"lr": 1e-2, "lrd": 0.01 ** (1 / steps)}), Trace_ELBO())
+    guide = pf.AutoFlow(model, flow="affine")
+    decay = 0.01 ** (1 / steps)
+    rates = {True: {"lr": 1e-2, "lrd": decay}, False: {"lr": 5e-2, "lrd": decay}}  # the guide's coordinates are wider than its sds
+    svi = SVI(model, guide, pyro.optim.ClippedAdam(lambda name: rates[name.startswith("noise")]), Trace_ELBO())
     for step in range(steps):
         loss = svi.step()
         if step % max(1, steps // 5) == 0:
