@@ -56,7 +56,8 @@ def learn_noise(x: Tensor, t: Tensor, y: Tensor, steps: int) -> None:
     guide = pf.AutoFlow(model, flow="affine")
     decay = 0.01 ** (1 / steps)
     rates = {True: {"lr": 1e-2, "lrd": decay}, False: {"lr": 5e-2, "lrd": decay}}  # the guide's coordinates are wider than its sds
-    svi = SVI(model, guide, pyro.optim.ClippedAdam(lambda name: rates[name.startswith("noise")]), Trace_ELBO())
+    elbo = Trace_ELBO(4, vectorize_particles=True, max_plate_nesting=1)
+    svi = SVI(model, guide, pyro.optim.ClippedAdam(lambda name: rates[name.startswith("noise")]), elbo)
     for step in range(steps):
         loss = svi.step()
         if step % max(1, steps // 5) == 0:

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-import torch.distributed as torch_distributed
 from torch.nn.parallel import DistributedDataParallel
+
+from . import processes
 
 
 class Checkpoint:
@@ -61,7 +62,7 @@ class Checkpoint:
         Args:
             step: Number of steps done.
         """
-        generators = _gather(_generators())
+        generators = processes.gather(_generators())
         if generators is None:
             return
         content = {
@@ -91,7 +92,7 @@ class Checkpoint:
             ValueError: If the file is not a checkpoint, or one of other modules, or, without ``new_noise``, of another number of
                 processes.
         """
-        data = _broadcast(self.path.read_bytes() if _rank() == 0 and self.path.exists() else None)
+        data = processes.broadcast(self.path.read_bytes() if processes.rank() == 0 and self.path.exists() else None)
         if data is None:
             return 0
         try:
@@ -101,10 +102,10 @@ class Checkpoint:
             raise ValueError(f"{self.path} is no checkpoint, or a damaged one; remove it to start anew ({error})") from error
         if states.keys() != self.states.keys():
             raise ValueError(f"{self.path} holds the states of {sorted(states)}, and those of {sorted(self.states)} are wanted")
-        if not new_noise and len(generators) != _world_size():
+        if not new_noise and len(generators) != processes.world_size():
             raise ValueError(
-                f"{self.path} was written by {len(generators)} processes and is read by {_world_size()}; start as many, or call "
-                f"load(new_noise=True) to go on with other noise"
+                f"{self.path} was written by {len(generators)} processes and is read by {processes.world_size()}; start as many, "
+                f"or call load(new_noise=True) to go on with other noise"
             )
         for name, state in self.states.items():
             try:
@@ -112,38 +113,8 @@ class Checkpoint:
             except (RuntimeError, KeyError, ValueError) as error:
                 raise ValueError(f"{self.path} holds another {name} than the one it is read into: {error}") from error
         if not new_noise:
-            _set_generators(generators[_rank()])
+            _set_generators(generators[processes.rank()])
         return step
-
-
-def _in_group() -> bool:
-    return torch_distributed.is_available() and torch_distributed.is_initialized()
-
-
-def _rank() -> int:
-    return torch_distributed.get_rank() if _in_group() else 0
-
-
-def _world_size() -> int:
-    return torch_distributed.get_world_size() if _in_group() else 1
-
-
-def _gather(value: Any) -> list[Any] | None:
-    """The values of all processes, in the first one; None in the others."""
-    if not _in_group():
-        return [value]
-    values = [None] * _world_size() if _rank() == 0 else None
-    torch_distributed.gather_object(value, values)
-    return values
-
-
-def _broadcast(data: bytes | None) -> bytes | None:
-    """The bytes of the first process, in all of them."""
-    if not _in_group():
-        return data
-    box = [data]
-    torch_distributed.broadcast_object_list(box)
-    return box[0]
 
 
 def _generators() -> dict[str, Any]:

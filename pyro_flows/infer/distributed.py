@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from .full_size import FullSize, check_not_local, mean_over_processes
+from . import processes
+from .full_size import FullSize, check_not_local
 
 
 class Distributed:
@@ -72,12 +73,11 @@ class Distributed:
         self.device = self._find_device()
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        if "WORLD_SIZE" in os.environ and not torch_distributed.is_initialized():
+        if "WORLD_SIZE" in os.environ and not processes.in_group():
             backend, own = ("nccl", self.device) if self.device.type == "cuda" else ("gloo", None)
             torch_distributed.init_process_group(backend, device_id=own)
             self._owns_group = True
-        if torch_distributed.is_initialized():
-            self.rank, self.world_size = torch_distributed.get_rank(), torch_distributed.get_world_size()
+        self.rank, self.world_size = processes.rank(), processes.world_size()
         pyro.set_rng_seed(self.seed)
         return self
 
@@ -145,7 +145,7 @@ class Distributed:
         Args:
             value: The number of this process, such as its loss.
         """
-        return mean_over_processes(value)
+        return processes.mean(value)
 
     def progress(self, steps: Iterable[int], **options: Any) -> tqdm[int]:
         """A progress bar, which only the first process shows.

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.distributed as torch_distributed
 from pyro.poutine.messenger import Messenger
-from torch import Tensor
+
+from . import processes
 
 
 class FullSize(Messenger):  # type: ignore[misc]
@@ -94,7 +94,7 @@ class FullSize(Messenger):  # type: ignore[misc]
             if torch._C._get_tracing_state() is not None:
                 raise ValueError(f"the full size of plate {frame.name!r} cannot be kept in a JIT ELBO; use the one without Jit")
             full = self.sizes[frame.name]
-            mean = mean_over_processes(float(size))
+            mean = processes.mean(size)
             if size > full or mean > full:
                 raise ValueError(f"sizes: plate {frame.name!r} has {size} elements, more than its full size {full}")
             self._found[frame.name] = size, full / mean
@@ -112,14 +112,3 @@ def check_not_local(what: str, frame: Any, full_size: int) -> None:
             f"{full_size}, so that other calls and processes would train the same rows for other elements; let an encoder give "
             f'the latents of an element, or hold rows for all and say pyro.plate("{frame.name}", {full_size}, subsample=rows)'
         )
-
-
-def mean_over_processes(value: float | Tensor) -> float:
-    """Mean of a number over the processes of the default group; the number itself where there is none."""
-    number = float(value.detach()) if isinstance(value, Tensor) else float(value)
-    if not (torch_distributed.is_available() and torch_distributed.is_initialized()):
-        return number
-    device = torch.device("cuda", torch.cuda.current_device()) if torch_distributed.get_backend() == "nccl" else torch.device("cpu")
-    total = torch.tensor(number, dtype=torch.float64, device=device)
-    torch_distributed.all_reduce(total)
-    return float(total) / torch_distributed.get_world_size()
