@@ -78,7 +78,7 @@ def draw_weights_of_flow(x: Tensor, t: Tensor, y: Tensor, quick: bool) -> None:
             mean = (x @ w).unsqueeze(-1)
             pyro.sample("y", dist.TransformedDistribution(likelihood, AffineTransform(mean, 1.0, event_dim=1)), obs=y)
 
-    fit = pf.fit(model, seed=0, progress=False, max_steps=20 if quick else 1000)
+    fit = pf.fit(model, seed=0, progress=False, max_time=2.0 if quick else None)
     draws = fit.sample(4000, seed=0)
     report(f"random weights, {len(x)} rows", draws["w"].mean(0), draws["w"].std(0))
     slope = draws["noise.params.network.layers.0.weight"][:, 1, 0]
