@@ -41,7 +41,10 @@ class Model(PyroModule):
 
 
 class Guide(PyroModule):
-    """An inverse autoregressive flow for the latents of an image, conditional on what an encoder makes of it."""
+    """An inverse autoregressive flow for the latents of an image, conditional on what an encoder makes of it.
+
+    By hand; ``pf.AutoPlateFlow(model, context={"images": encoder}, flow="iaf").setup(images)`` is such a guide in one line.
+    """
 
     def __init__(self, num_pixels: int, latent_dim: int, context_dim: int = 32) -> None:
         super().__init__()

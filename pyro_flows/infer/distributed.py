@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from pyro_flows.guides.plate_context import EmbeddingRows
+
 from . import processes
 from .full_size import FullSize, check_not_local
 
@@ -186,13 +188,19 @@ class _Loss(nn.Module):
             raise ValueError("loss reaches no parameter that trains; call guide.setup with the arguments of the model first")
 
     def _refuse_local_latents(self) -> None:
+        sizes = self._full_size.sizes
         for module in self.loss.modules():
+            if isinstance(module, EmbeddingRows):
+                for name in module.sizes.keys() & sizes.keys():
+                    check_not_local("the embedding of AutoPlateFlow", name, module.sizes[name], sizes[name])
             if not isinstance(module, AutoContinuous):
                 continue
             for name, site in module.prototype_trace.iter_stochastic_nodes():
                 for frame in site["cond_indep_stack"]:
-                    if frame.name in self._full_size.sizes:
-                        check_not_local(f"latent {name!r} of {type(module).__name__}", frame, self._full_size.sizes[frame.name])
+                    if frame.name in sizes:
+                        check_not_local(
+                            f"latent {name!r} of {type(module).__name__}", frame.name, frame.full_size, sizes[frame.name]
+                        )
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         with self._full_size, _ParameterTensors() as met:

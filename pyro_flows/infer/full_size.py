@@ -86,7 +86,7 @@ class FullSize(Messenger):  # type: ignore[misc]
             rows = frame.dim - event_dim
             shape = msg["value"].shape
             if len(shape) >= -rows and shape[rows] != 1:
-                check_not_local(f"parameter {msg['name']!r}", frame, self.sizes[frame.name])
+                check_not_local(f"parameter {msg['name']!r}", frame.name, frame.full_size, self.sizes[frame.name])
 
     def _factor(self, frame: Any) -> float:
         size = int(frame.full_size)
@@ -104,11 +104,21 @@ class FullSize(Messenger):  # type: ignore[misc]
         return factor
 
 
-def check_not_local(what: str, frame: Any, full_size: int) -> None:
-    """Refuse what has a row for each element of a plate that holds only a part of the data."""
-    if frame.full_size < full_size:
+def check_not_local(what: str, plate: str, size: int, full_size: int) -> None:
+    """Refuse what has a row for each element of a plate that holds only a part of the data.
+
+    Args:
+        what: What has the rows, for the message.
+        plate: Name of the plate.
+        size: Number of elements that the plate has in this call.
+        full_size: Number of elements over all calls and processes.
+
+    Raises:
+        ValueError: If the plate is smaller than its full size.
+    """
+    if size < full_size:
         raise ValueError(
-            f"{what} has a row for each of the {frame.full_size} elements of plate {frame.name!r} that this call holds, of "
-            f"{full_size}, so that other calls and processes would train the same rows for other elements; let an encoder give "
-            f'the latents of an element, or hold rows for all and say pyro.plate("{frame.name}", {full_size}, subsample=rows)'
+            f"{what} has a row for each of the {size} elements of plate {plate!r} that this call holds, of {full_size}, so that "
+            f"other calls and processes would train the same rows for other elements; let an encoder give the latents of an "
+            f'element, or hold rows for all and say pyro.plate("{plate}", {full_size}, subsample=rows)'
         )

@@ -231,7 +231,25 @@ def test_jit_elbo_is_refused():
 # Wrapping
 
 
-@pytest.mark.parametrize("guide", [AutoNormal, AutoDiagonalNormal, pf.AutoFlow], ids=lambda guide: guide.__name__)
+def embedding(model):
+    return pf.AutoPlateFlow(model, context={"data": 2})
+
+
+def test_encoder_of_auto_plate_flow_is_taken():
+    y = torch.randn(4)
+
+    class Encoder(nn.Linear):
+        def forward(self, y):
+            return super().forward(y[:, None])
+
+    guide = pf.AutoPlateFlow(local_model, context={"data": Encoder(1, 3)}).setup(y)
+    with Distributed(device="cpu") as group:
+        loss = group.wrap(Trace_ELBO()(local_model, guide), y, full_size={"data": 8})
+    loss(y).backward()
+    assert all(parameter.grad is not None for parameter in guide.parameters() if parameter.numel())
+
+
+@pytest.mark.parametrize("guide", [AutoNormal, AutoDiagonalNormal, pf.AutoFlow, embedding], ids=lambda guide: guide.__name__)
 def test_guide_with_a_latent_per_element_of_a_shard_is_refused(guide):
     y = torch.randn(4)
     guide = guide(local_model)
