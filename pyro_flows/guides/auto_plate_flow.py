@@ -359,7 +359,7 @@ class AutoPlateFlow(FlowGuide):
         result: dict[str, Tensor] = {}
         seen: list[Tensor] = []
         for i, block in enumerate(self._parts):
-            context = self._context_of(i, seen, call, args, kwargs)
+            context = self._context_of(i, seen, call)
             mask = self._masks(block, call) if block.plates else None
             with ExitStack() as stack:
                 for name in block.plates:
@@ -380,14 +380,14 @@ class AutoPlateFlow(FlowGuide):
                     result[name] = pyro.sample(name, SiteDelta(value, log_density=log_density, event_dim=event_dim))
         return {name: result[name] for name in self._cond_indep_stacks}
 
-    def _context_of(self, i: int, seen: Sequence[Tensor], call: PlateReader, args: Any, kwargs: Any) -> Tensor | None:
+    def _context_of(self, i: int, seen: Sequence[Tensor], call: PlateReader) -> Tensor | None:
         """What block ``i`` is told: the latents of its parents, and the rows of its elements at the dimensions of their plates."""
         block = self._parts[i]
         parts = [seen[j] for j in block.parents]
         source = self._block_source[i]
         if source is not None:
             plates = [call.calls[name] for name in block.plates]
-            rows = self.sources[source](plates, args, kwargs)
+            rows = self.sources[source](plates, call.args, call.kwargs)
             shape = [1] * -min(block.plates.values())
             for plate in plates:
                 shape[plate.dim] = plate.count
@@ -418,34 +418,90 @@ class AutoPlateFlow(FlowGuide):
         """
         self.setup(*args, **kwargs)
         self._check_names(values)
+        call = self.look(*args, **kwargs)
+        unconstrained: dict[str, Tensor] = {}
+        total = torch.zeros_like(self._like().sum())
+        for name, value in values.items():
+            unconstrained[name], log_det = self._unconstrain_site(name, value, self._like(), call.shapes[name])
+            lead = log_det.dim() - len(call.shapes[name]) + self.prototype_trace.nodes[name]["fn"].event_dim
+            total = total - _unmasked(log_det, call.masks.get(name)).reshape(*log_det.shape[:lead], -1).sum(-1)
+        return total + self.score(unconstrained, call)
+
+    def look(self, *args: Any, **kwargs: Any) -> PlateReader:
+        """Read the plates of a call, with the rows of its elements yet to be made: what :meth:`draw` and :meth:`score` are told.
+
+        Args:
+            args: Arguments of the model.
+            kwargs: Keyword arguments of the model.
+
+        Raises:
+            ValueError: As :meth:`forward`.
+        """
         with poutine.block():
             call = self._read_call(args, kwargs)
+        for name, value in self._start_values.items():
+            call.shapes.setdefault(name, value.shape)
+        return call
+
+    def draw(self, num_samples: int, call: PlateReader) -> tuple[dict[str, Tensor], Tensor]:
+        """Unconstrained draws of all latents of a call, with gradient, and their log-density.
+
+        Args:
+            num_samples: Number S of draws.
+            call: The call, from :meth:`look`.
+
+        Returns:
+            Unconstrained values ``(S, unconstrained shape)`` by site, and the log-density in these coordinates, ``(S)``, in which
+            each element counts once, and masked ones do not.
+        """
+        result: dict[str, Tensor] = {}
+        seen: list[Tensor] = []
+        total = torch.zeros_like(self._like().sum()).expand(num_samples)
+        for i, block in enumerate(self._parts):
+            context = self._context_of(i, seen, call)
+            batch = () if context is None else context.shape[:-1]
+            batch = torch.broadcast_shapes(batch, (num_samples, *(1 for _ in range(self._depth))))
+            latent, log_q = block.distribution(context).expand(batch).rsample_and_log_prob()
+            mask = self._masks(block, call) if block.plates else None
+            total = total + _unmasked(log_q, mask).reshape(num_samples, -1).sum(-1)
+            seen.append(block.whitened(latent, context))
+            for layout in block.layouts:
+                value = layout.unpack(latent)
+                shape = self._unconstrained_shape(layout, call)
+                result[layout.name] = value.reshape(num_samples, *shape)
+        return {name: result[name] for name in self._cond_indep_stacks}, total
+
+    def score(self, unconstrained: Mapping[str, Tensor], call: PlateReader) -> Tensor:
+        """Log-density ``(*)`` of unconstrained values ``(*, unconstrained shape)`` by site, as that of :meth:`draw`.
+
+        Args:
+            unconstrained: A value for every latent site; batch shapes broadcast.
+            call: The call, from :meth:`look`.
+        """
         total = torch.zeros_like(self._like().sum())
         seen: list[Tensor] = []
         depth = self._depth
         for i, block in enumerate(self._parts):
-            context = self._context_of(i, seen, call, args, kwargs)
-            parts, log_det_total = [], torch.zeros_like(self._like().sum())
-            mask = self._masks(block, call) if block.plates else None
+            context = self._context_of(i, seen, call)
+            parts = []
             for layout in block.layouts:
-                shape = torch.Size(call.shapes.get(layout.name, self._start_values[layout.name].shape))
-                unconstrained, log_det = self._unconstrain_site(layout.name, values[layout.name], self._like(), shape)
-                batch_dim = len(shape) - layout.event_dim
-                lead = log_det.dim() - batch_dim
+                value = unconstrained[layout.name]
+                batch_dim = len(layout.batch_shape)
+                lead = value.dim() - batch_dim - len(layout.unconstrained_event_shape)
                 # Draws stand to the left of all plates, as in a particle plate.
-                pad = (1,) * (depth - batch_dim)
-                unconstrained = unconstrained.reshape(unconstrained.shape[:lead] + pad + unconstrained.shape[lead:])
-                parts.append(layout.pack(unconstrained, lead + len(pad) + batch_dim))
-                log_det = log_det if mask is None else torch.where(torch.as_tensor(mask), log_det, torch.zeros_like(log_det))
-                log_det_total = log_det_total + log_det.reshape(*log_det.shape[:lead], -1).sum(-1)
+                value = value.reshape(value.shape[:lead] + (1,) * (depth - batch_dim) + value.shape[lead:])
+                parts.append(layout.pack(value, lead + depth))
             batch = torch.broadcast_shapes(*[part.shape[:-1] for part in parts])
             latent = torch.cat([part.expand(*batch, -1) for part in parts], -1)
             log_q = block.distribution(context).log_prob(latent)
-            log_q = log_q if mask is None else torch.where(torch.as_tensor(mask), log_q, torch.zeros_like(log_q))
-            lead = log_q.dim() - depth
-            total = total + log_q.reshape(*log_q.shape[:lead], -1).sum(-1) - log_det_total
+            log_q = _unmasked(log_q, self._masks(block, call) if block.plates else None)
+            total = total + log_q.reshape(*log_q.shape[: log_q.dim() - depth], -1).sum(-1)
             seen.append(block.whitened(latent, context))
         return total
+
+    def _unconstrained_shape(self, layout: SiteLayout, call: PlateReader) -> torch.Size:
+        shape = call.shapes[layout.name]
+        return torch.Size((*shape[: len(shape) - layout.event_dim], *layout.unconstrained_event_shape))
 
     @property
     def _depth(self) -> int:
@@ -473,16 +529,9 @@ class AutoPlateFlow(FlowGuide):
         if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1:
             raise ValueError(f"num_samples must be a positive integer, got {num_samples!r}")
         self.setup(*args, **kwargs)
-        with torch.no_grad(), poutine.block(), pyro.plate("_pyro_flows_draws", num_samples, dim=-1 - self._depth):
-            drawn = self(*args, **kwargs)
-        result = {}
-        for name, value in drawn.items():
-            dims = len(self._start_values[name].shape)
-            middle = value.shape[1 : value.dim() - dims]
-            if value.shape[0] != num_samples or any(size != 1 for size in middle):
-                value = value.expand(num_samples, *value.shape[1:])
-            result[name] = value.reshape(num_samples, *value.shape[value.dim() - dims :])
-        return result
+        with torch.no_grad():
+            drawn, _ = self.draw(num_samples, self.look(*args, **kwargs))
+        return {name: self._transforms[name](value) for name, value in drawn.items()}
 
     def median(self, *args: Any, num_samples: int = 1_000, **kwargs: Any) -> dict[str, Tensor]:
         """Median of every latent site for the elements of a call, from draws.
@@ -548,6 +597,13 @@ def _checked_context(context: Any) -> dict[tuple[str, ...], Callable[..., Tensor
             raise ValueError(f"context[{name!r}] must be positive, the width of a learned row, got {value}")
         checked[_key(name)] = value
     return checked
+
+
+def _unmasked(log_prob: Tensor, mask: Tensor | bool | None) -> Tensor:
+    """Log-densities, zero at elements that are masked."""
+    if mask is None:
+        return log_prob
+    return torch.where(torch.as_tensor(mask, device=log_prob.device), log_prob, torch.zeros_like(log_prob))
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

@@ -68,7 +68,8 @@ def anneal(
                 return beta * log_density(z) + (1 - beta) * log_wide(z)
 
             try:
-                loss, sd, _, dropped = path_step(distribution, between, optimizer, num_particles, 0.0)
+                optimizer.zero_grad(set_to_none=True)
+                loss, sd, _, dropped = path_step(distribution, between, num_particles, 0.0)
                 done.draws, done.dropped = done.draws + num_particles, done.dropped + dropped
                 if math.isfinite(loss) and clip(parameters):
                     optimizer.step()

@@ -205,10 +205,95 @@ def train(
         >>> abs(q.rsample((1000,)).mean().item() - 1) < 0.2
         True
     """
-    parameters = [p for p in [*distribution.parameters(), *extra_parameters] if p.requires_grad]
-    optimizer = torch.optim.Adam(parameters, lr=schedule.lr, fused=True)
-    done, stop, clip = Training(), _Progress(schedule), Clip()
     modules = nn.ModuleList([distribution, nn.ParameterList(extra_parameters)])
+    learns = bool(extra_parameters)
+
+    def take(decaying: bool) -> Step:
+        # A model learns parameters by the bound on its evidence, and minibatches are unbiased for that alone.
+        bound_only = learns or full_density is not None
+        count = num_particles * schedule.growth if decaying else num_particles
+        alpha = schedule.alpha if decaying and not bound_only else 0.0
+        loss, sd, z, dropped = path_step(distribution, log_density, count, alpha, learns, objective)
+        return Step(loss, sd, count, dropped, lambda: explain(z))
+
+    def settle(states: Sequence[dict[str, Tensor]]) -> None:
+        margin = 1.0 if objective != "path" else 0.05 if schedule.alpha else 0.0
+        _keep_better(distribution, full_density or log_density, modules, states, num_particles * schedule.growth, margin)
+
+    return descend(
+        take,
+        modules,
+        settle,
+        max_steps=max_steps,
+        max_time=max_time,
+        schedule=schedule,
+        progress=progress,
+        callback=callback,
+    )
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step was like.
+
+    Args:
+        loss: Negative ELBO estimate, nats.
+        log_weight_sd: Standard deviation of the log-weights; NaN if not known.
+        draws: Draws taken.
+        dropped: Draws left out.
+        explain: Says what was not finite, for the error.
+
+    Example:
+        >>> Step(1.0, 0.5, 64, 0, str).loss
+        1.0
+    """
+
+    loss: float
+    log_weight_sd: float
+    draws: int
+    dropped: int
+    explain: Callable[[], str]
+
+
+def descend(
+    take: Callable[[bool], Step],
+    modules: nn.Module,
+    settle: Callable[[Sequence[dict[str, Tensor]]], None],
+    *,
+    max_steps: int,
+    max_time: float | None,
+    schedule: Schedule,
+    progress: bool,
+    callback: Callback | None = None,
+    sparse: Sequence[nn.Parameter] = (),
+) -> Training:
+    """Take steps by a schedule until the loss falls no more, in place.
+
+    Args:
+        take: Computes the gradients of one step, told whether the step size decays already; the step is made here.
+        modules: Owns the parameters.
+        settle: Given the first state and the best so far, leaves ``modules`` in the better of these and the last.
+        max_steps: Steps at most.
+        max_time: Seconds at most; None for no limit.
+        schedule: Step sizes and stop rule.
+        progress: Show a bar.
+        callback: Called as ``callback(step, loss)`` after each step.
+        sparse: Parameters whose gradients are sparse.
+
+    Returns:
+        What was done.
+
+    Raises:
+        ArithmeticError: If too many steps had a loss or gradient that is not finite.
+
+    Example:
+        See :func:`train`.
+    """
+    of_sparse = {id(p) for p in sparse}
+    dense = [p for p in modules.parameters() if p.requires_grad and id(p) not in of_sparse]
+    optimizer = torch.optim.Adam(dense, lr=schedule.lr, fused=True)
+    lazy = torch.optim.SparseAdam(list(sparse), lr=schedule.lr) if sparse else None
+    done, stop, clip = Training(), _Progress(schedule), Clip()
     decay_from, decay_steps, began = None, 0, time.monotonic()
     first_state = copy.deepcopy(modules.state_dict())
     best_loss, best_state = math.inf, first_state
@@ -218,21 +303,21 @@ def train(
             lr = schedule.lr * min(1.0, (step + 1) / schedule.warmup)
             if decay_from is not None:
                 lr *= 0.5 * (1 + math.cos(math.pi * (step - decay_from) / decay_steps))
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+            for each in (optimizer, lazy):
+                for group in each.param_groups if each is not None else []:
+                    group["lr"] = lr
             try:
-                count, alpha = num_particles, 0.0
-                if decay_from is not None:
-                    # A model learns parameters by the bound on its evidence, and minibatches are unbiased for that alone.
-                    bound_only = bool(extra_parameters) or full_density is not None
-                    count, alpha = num_particles * schedule.growth, 0.0 if bound_only else schedule.alpha
-                loss, sd, z, dropped = path_step(
-                    distribution, log_density, optimizer, count, alpha, bool(extra_parameters), objective
-                )
-                done.draws, done.dropped = done.draws + count, done.dropped + dropped
-                finite = math.isfinite(loss) and clip(parameters)
+                optimizer.zero_grad(set_to_none=True)
+                if lazy is not None:
+                    lazy.zero_grad(set_to_none=True)
+                step_done = take(decay_from is not None)
+                loss, sd = step_done.loss, step_done.log_weight_sd
+                done.draws, done.dropped = done.draws + step_done.draws, done.dropped + step_done.dropped
+                finite = math.isfinite(loss) and clip(dense)
                 if finite:
                     optimizer.step()
+                    if lazy is not None:
+                        lazy.step()
                 if callback is not None:
                     callback(step, loss)
             except KeyboardInterrupt:
@@ -247,7 +332,7 @@ def train(
                 recent_skips += 1
                 if recent_skips >= 50 or done.skipped > 20 + 0.2 * (step + 1):
                     raise ArithmeticError(
-                        f"{done.skipped} of {step + 1} steps had a loss or gradient that is not finite{explain(z)}; "
+                        f"{done.skipped} of {step + 1} steps had a loss or gradient that is not finite{step_done.explain()}; "
                         f"check priors and likelihood there, or give init= a point where they are finite"
                     )
             bar.update()
@@ -281,11 +366,10 @@ def train(
                     decay_from, decay_steps = step + 1, max(1, int((step + 1) * (max_time - elapsed) / elapsed * 0.95))
                     decay_steps = min(decay_steps, max_steps - decay_from)
                     done.stop_reason = "max_time"
-    margin = 1.0 if objective != "path" else 0.05 if schedule.alpha else 0.0
     states = [first_state, best_state]
     last = copy.deepcopy(modules.state_dict())
     try:
-        _keep_better(distribution, full_density or log_density, modules, states, num_particles * schedule.growth, margin)
+        settle(states)
     except KeyboardInterrupt:
         modules.load_state_dict(last)
         done.stop_reason = "interrupted"
@@ -295,13 +379,14 @@ def train(
 def path_step(
     distribution: FlowDistribution,
     log_density: LogDensity,
-    optimizer: torch.optim.Optimizer,
     num_particles: int,
     alpha: float,
     learns: bool = False,
     objective: str = "path",
 ) -> tuple[float, float, Tensor, int]:
-    """One path gradient in place; returns loss, standard deviation of the log-weights, the draws, and how many were left out.
+    """Add one path gradient to those of the parameters.
+
+    Returns loss, standard deviation of the log-weights, the draws, and how many were left out.
 
     Single draws without a finite gradient, as far out in the tails of a model that overflows there, are left out; with more than a
     tenth of them the loss is NaN. A gradient 100 times as long as that of the median draw is shortened to that. Where the model has
@@ -309,7 +394,6 @@ def path_step(
     """
     z, log_q, score = distribution.rsample_with_score((num_particles,))
     event = tuple(range(z.dim() - len(distribution.event_shape), z.dim()))
-    optimizer.zero_grad(set_to_none=True)
     at = z.detach().requires_grad_()
     log_p = log_density(at)
     (gradient,) = torch.autograd.grad(log_p.sum(), at, retain_graph=learns)

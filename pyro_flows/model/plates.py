@@ -60,6 +60,13 @@ class PlateReader(poutine.messenger.Messenger):  # type: ignore[misc]
         plates: Names of the plates to note.
         sites: Names of the latent sites, and their values for the run, used where their shape fits.
         awaited: Names of the latent sites after the last of which the run may end.
+
+    Attributes:
+        calls: The plates that were noted, by name.
+        masks: The mask at each latent site that was passed.
+        shapes: The shape of a value of each.
+        args: Arguments of the call.
+        kwargs: Keyword arguments of the call.
     """
 
     plates: frozenset[str]
@@ -67,9 +74,11 @@ class PlateReader(poutine.messenger.Messenger):  # type: ignore[misc]
     awaited: set[str]
     calls: dict[str, PlateCall] = field(default_factory=dict)
     masks: dict[str, Tensor | bool | None] = field(default_factory=dict)
-    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    shapes: dict[str, torch.Size] = field(default_factory=dict)
     given: set[str] = field(default_factory=set)
     indices: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def _pyro_sample(self, msg: Site) -> None:
         name = msg["name"]
@@ -84,12 +93,12 @@ class PlateReader(poutine.messenger.Messenger):  # type: ignore[misc]
                 size, indices = self.indices[frame.name]
                 self.calls[frame.name] = PlateCall(frame.name, frame.dim, size, indices, frame.name in self.given)
         self.masks[name] = msg["mask"]
-        self.shapes[name] = tuple(msg["fn"].shape())
+        self.shapes[name] = torch.Size(msg["fn"].shape())
         self.awaited.discard(name)
         if not self.awaited:
             raise _AllNotedSignal
         known = self.sites[name]
-        msg["value"] = known if tuple(known.shape) == self.shapes[name] else InitToSupport(_draw)(msg)
+        msg["value"] = known if known.shape == self.shapes[name] else InitToSupport(_draw)(msg)
         msg["done"] = True
 
     def _pyro_post_sample(self, msg: Site) -> None:
@@ -141,7 +150,7 @@ def read_plates(
         >>> noted.calls["data"].count, noted.calls["data"].size
         (3, 10)
     """
-    reader = PlateReader(plates=plates, sites=sites, awaited=set(awaited))
+    reader = PlateReader(plates=plates, sites=sites, awaited=set(awaited), args=args, kwargs=kwargs)
 
     def hidden(site: Site) -> bool:
         return site["type"] != "sample" or not is_subsample(site) or site["name"] not in plates
