@@ -302,12 +302,18 @@ class AutoFlow(FlowGuide, AutoContinuous):  # type: ignore[misc]
         log_prob = self.distribution.log_prob(inside) - torch.where(edge, torch.zeros_like(log_det), log_det)
         return torch.where(edge, torch.full_like(log_prob, -torch.inf), log_prob)
 
-    def unconstrain(self, values: Mapping[str, Tensor]) -> Tensor:
+    def unconstrain(self, values: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Unconstrained latents ``(*, D)`` of site values ``(*, site shape)``, whose batch shapes broadcast.
+
+        Args:
+            values: A value for every latent site.
+            args: Arguments of the model, needed only before :meth:`setup`.
+            kwargs: Keyword arguments of the model.
 
         Raises:
             ValueError: If a site is missing, unknown, of the wrong shape or dtype, or outside its support.
         """
+        self.setup(*args, **kwargs)
         return self._unconstrain(values)[0]
 
     def _unconstrain(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -427,6 +427,28 @@ class AutoPlateFlow(FlowGuide):
             total = total - _unmasked(log_det, call.masks.get(name)).reshape(*log_det.shape[:lead], -1).sum(-1)
         return total + self.score(unconstrained, call)
 
+    def unconstrain(self, values: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        """Unconstrained latents of a call as vectors ``(*, D)``, of site values ``(*, site shape)``, site after site.
+
+        Args:
+            values: A value for every latent site; batch shapes broadcast.
+            args: Arguments of the model.
+            kwargs: Keyword arguments of the model.
+
+        Raises:
+            ValueError: If a site is missing, unknown, of the wrong shape or dtype, or outside its support.
+        """
+        self.setup(*args, **kwargs)
+        self._check_names(values)
+        call = self.look(*args, **kwargs)
+        parts = []
+        for name in self._cond_indep_stacks:
+            value, log_det = self._unconstrain_site(name, values[name], self._like(), call.shapes[name])
+            lead = log_det.dim() - len(call.shapes[name]) + self.prototype_trace.nodes[name]["fn"].event_dim
+            parts.append(value.reshape(*value.shape[:lead], -1))
+        batch = torch.broadcast_shapes(*[part.shape[:-1] for part in parts])
+        return torch.cat([part.expand(*batch, -1) for part in parts], -1)
+
     def look(self, *args: Any, **kwargs: Any) -> PlateReader:
         """Read the plates of a call, with the rows of its elements yet to be made: what :meth:`draw` and :meth:`score` are told.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from pyro_flows.flows.registry import FlowFactory
-from pyro_flows.guides import AutoFlow
+from pyro_flows.guides import AutoFlow, AutoPlateFlow
 from pyro_flows.model import LogJoint, initial_point, read_model
 
 from .choice import choose_guide
 from .ladder import climb_ladder
+from .minibatches import Minibatches, train_on_minibatches
 from .modes import describe_modes, missed_by
 from .result import Fit, check_seed
 from .start import choose_coordinates
@@ -29,7 +30,8 @@ from .training import OBJECTIVES, Callback, Schedule, Training, train
 def fit(
     model: Callable[..., Any],
     *args: Any,
-    guide: str | FlowFactory | AutoFlow | None = None,
+    guide: str | FlowFactory | AutoFlow | AutoPlateFlow | None = None,
+    minibatches: Iterable[Any] | None = None,
     objective: str = "path",
     num_particles: int | None = None,
     max_steps: int = 4000,
@@ -52,8 +54,12 @@ def fit(
         model: A Pyro model. It may be written for a single draw: loops, scalars and no plates are all right.
         args: Arguments of the model, the data among them.
         guide: Name of a registered flow, a callable ``(input_dim, context_dim) -> FlowTransform``, an :class:`AutoFlow` of this
-            model, or None for the simplest that the posterior needs: a full Gaussian where its weights say that it is exact, else a
-            flow over it of growing capacity. ``fit.record`` says what was chosen and why.
+            model, an :class:`AutoPlateFlow` (trained by minibatches, with a verdict on all the data), or None for the simplest
+            that the posterior needs: a full Gaussian where its weights say that it is exact, else a flow over it of growing
+            capacity. ``fit.record`` says what was chosen and why.
+        minibatches: For an :class:`AutoPlateFlow`: the positional arguments of the model for each step, an iterable that can be
+            gone through many times (a list of tuples, a ``DataLoader``), while ``args`` stand for all the data, on which draws and
+            verdict rest; None to train on ``args``.
         objective: ``"path"``, the evidence lower bound, at the end with draws weighted by powers of their importance weights, so
             that tails are not cut; ``"iwae"``, the importance-weighted bound of all draws of a step, or ``"renyi"``, Rényi's of
             order one half, both more tolerant of a flow that cannot be exact; ``"forward_kl"``, which after the lower bound
@@ -94,6 +100,16 @@ def fit(
         raise ValueError(f"non_centred must be True, False or None, got {non_centred!r}")
     call_kwargs = dict(kwargs or {})
     began = time.monotonic()
+    if isinstance(guide, AutoPlateFlow):
+        for name, value, usual in (("objective", objective, "path"), ("init", init, None), ("non_centred", non_centred, None)):
+            if value != usual:
+                raise ValueError(f"{name} has no effect on an AutoPlateFlow, got {value!r}; leave it out")
+        with _seeded(seed):
+            return _fit_plates(
+                model, guide, args, call_kwargs, minibatches, num_particles, max_steps, max_time, schedule, progress, callback, seed
+            )
+    if minibatches is not None:
+        raise ValueError("minibatches are for a guide of plates; give guide=AutoPlateFlow(model, context=...), or leave them out")
     with _seeded(seed):
         structure = read_model(model, args, call_kwargs)
         auto_guide = _make_guide(model, guide, args, call_kwargs)
@@ -179,6 +195,64 @@ def fit(
         seconds=time.monotonic() - began,
     )
     return Fit(auto_guide, log_joint, training, record, model, args, call_kwargs)
+
+
+def _fit_plates(
+    model: Callable[..., Any],
+    guide: AutoPlateFlow,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    minibatches: Iterable[Any] | None,
+    num_particles: int | None,
+    max_steps: int,
+    max_time: float | None,
+    schedule: Schedule | None,
+    progress: bool,
+    callback: Callback | None,
+    seed: int | None,
+) -> Fit:
+    began = time.monotonic()
+    batches = Minibatches([args] if minibatches is None else minibatches, kwargs)
+    first, _ = next(iter(batches))
+    structure = read_model(model, first, kwargs, allow_local=True)
+    if structure.enumerated:
+        raise ValueError(
+            f"sites {list(structure.enumerated)} are enumerated, which fit does for AutoFlow alone; train this guide by SVI with "
+            f"TraceEnum_ELBO"
+        )
+    guide.setup(*first, **kwargs)
+    parameters = _model_parameters(structure.param_names)
+    record: dict[str, Any] = {
+        "guide": type(guide).__name__,
+        "objective": "path",
+        "num_particles": num_particles or 8,
+        "seed": seed,
+        "model_parameters": sorted(parameters),
+        "missed_modes_not_sought": "a guide of plates has no search for them",
+    }
+    training = train_on_minibatches(
+        model,
+        guide,
+        batches,
+        list(parameters.values()),
+        num_particles=num_particles or 8,
+        nesting=structure.max_plate_nesting,
+        max_steps=max_steps,
+        max_time=max_time,
+        schedule=schedule,
+        progress=progress,
+        callback=callback,
+        record=record,
+    )
+    record.update(
+        steps=training.steps,
+        skipped=training.skipped,
+        draws=training.draws,
+        dropped=training.dropped,
+        stop_reason=training.stop_reason,
+        seconds=time.monotonic() - began,
+    )
+    return Fit(guide, None, training, record, model, args, kwargs)
 
 
 def _check_arguments(

@@ -97,7 +97,7 @@ class TracedGuide:
         >>> traced = TracedGuide(lambda: pyro.sample("x", dist.Normal(0.0, 1.0)))
         >>> _ = traced()
         >>> list(traced.trace.nodes)
-        ['_INPUT', 'x', '_RETURN']
+        ['x']
     """
 
     trace: Trace

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from pyro_flows.diagnostics import Diagnosis, diagnose, from_groups, psis, psis_resample, to_inference_data, usable_log_weights
 from pyro_flows.distributions import GaussianMixture
-from pyro_flows.guides import AutoFlow
-from pyro_flows.model import LogJoint, predictive
+from pyro_flows.guides import AutoFlow, AutoPlateFlow
+from pyro_flows.guides.plate_joint import PlateJoint
+from pyro_flows.model import LogJoint, predictive, read_model
 
 from .neural_transport import neural_transport
 
@@ -71,8 +72,8 @@ class Fit:
 
     def __init__(
         self,
-        guide: AutoFlow,
-        log_joint: LogJoint,
+        guide: AutoFlow | AutoPlateFlow,
+        log_joint: LogJoint | None,
         training: Training,
         record: dict[str, Any],
         model: Callable[..., Any],
@@ -80,7 +81,8 @@ class Fit:
         kwargs: dict[str, Any],
     ) -> None:
         self.guide = guide
-        self.log_joint = log_joint
+        self._log_joint = log_joint
+        self._joint: PlateJoint | None = None
         self.losses = training.losses
         self.stop_reason = training.stop_reason
         self.record = record
@@ -90,6 +92,44 @@ class Fit:
         keys = ("flow", "dim", "start", "path", "steps", "stop_reason")
         return f"Fit({', '.join(f'{key}={self.record.get(key)!r}' for key in keys)})"
 
+    @property
+    def log_joint(self) -> LogJoint:
+        """Log joint density of latents and all the data.
+
+        Raises:
+            ValueError: If the guide is one of plates, and the model draws minibatches of its local latents at the arguments of the
+                fit.
+        """
+        if self._log_joint is None:
+            structure = read_model(self._model, self._args, self._kwargs, allow_local=True).with_circles(self.guide.circles)
+            if structure.local_sites:
+                raise ValueError(
+                    f"plates {list(structure.subsampled)} draw minibatches at the arguments of the fit, so that there is no "
+                    f"verdict on "
+                    f"all the data; call fit with arguments at which the plates are whole, and give those of the steps by "
+                    f"minibatches="
+                )
+            self._log_joint = LogJoint(self._model, self._args, self._kwargs, structure)
+            self.record.setdefault("dim", structure.dim)
+        return self._log_joint
+
+    @property
+    def _q(self) -> Any:
+        """The guide as a distribution of flat unconstrained vectors."""
+        if isinstance(self.guide, AutoFlow):
+            return self.guide.distribution
+        if self._joint is None:
+            _ = self.log_joint  # refuses minibatches
+            self._joint = PlateJoint(self.guide, self._args, self._kwargs)
+        return self._joint
+
+    @property
+    def _chunk(self) -> int:
+        """Draws for which the model is run at once."""
+        structure = self.log_joint.structure
+        width = max([structure.dim, *(value.numel() for value in structure.observed.values())])
+        return max(16, min(4096, 8_000_000 // width))
+
     def _latents(self, num_samples: int, seed: int | None) -> tuple[Tensor, Tensor]:
         """Unconstrained draws ``(S, D)`` and their log-density under the guide ``(S,)``."""
         check_count("num_samples", num_samples)
@@ -97,18 +137,18 @@ class Fit:
         with torch.random.fork_rng(enabled=seed is not None), torch.no_grad():
             if seed is not None:
                 torch.manual_seed(seed)
-            return self.guide.distribution.rsample_and_log_prob((num_samples,))
+            return self._q.rsample_and_log_prob((num_samples,))  # type: ignore[no-any-return]
 
     def _weighted(self, num_samples: int, seed: int | None) -> tuple[Tensor, Tensor, Tensor]:
         """Draws, and log-densities in float64 under the model (joint with the data) and under the guide."""
         latents, log_q = self._latents(num_samples, seed)
         with torch.no_grad():
-            log_p = torch.cat([self.log_joint.full(chunk) for chunk in latents.split(4096)])
+            log_p = torch.cat([self.log_joint.full(chunk) for chunk in latents.split(self._chunk)])
         return latents, log_p.double(), log_q.double()
 
     @torch.no_grad()
     def _values(self, latents: Tensor) -> dict[str, Tensor]:
-        chunks = [self.log_joint.constrained(chunk) for chunk in latents.split(4096)]
+        chunks = [self.log_joint.constrained(chunk) for chunk in latents.split(self._chunk)]
         return {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
     def sample(self, num_samples: int, seed: int | None = None) -> dict[str, Tensor]:
@@ -163,7 +203,8 @@ class Fit:
                 "(fit.record['missed_modes']). Fit from each of them (init=) and compare the evidence.",
             )
         if "missed_modes" not in self.record:
-            why = "plates draw minibatches" if self.log_joint.structure.subsampled else "the fit was interrupted"
+            minibatches = "plates draw minibatches" if self.log_joint.structure.subsampled else "the fit was interrupted"
+            why = self.record.get("missed_modes_not_sought", minibatches)
             diagnosis = replace(diagnosis, advice=f"{diagnosis.advice} Modes that the guide misses were not looked for: {why}.")
         learnt = self.record["model_parameters"]
         if diagnosis.verdict == "good" and learnt and self.stop_reason in ("max_steps", "max_time", "interrupted"):
@@ -174,7 +215,7 @@ class Fit:
     @torch.no_grad()
     def _both_coordinates(self, latents: Tensor) -> Tensor:
         """Latents ``(S, D)`` beside their values in the model's own space where these differ, ``(S, K)``, float64."""
-        values = self.guide.constrain(latents)[0]
+        values = self.log_joint.latents.constrain(latents)[0]
         own = [value.double().reshape(len(latents), -1) for value in values.values()]
         columns = [latents.double()]
         for site, flat in zip(self.log_joint.structure.sites, own, strict=True):
@@ -191,14 +232,14 @@ class Fit:
         if not isinstance(posterior, Mapping):
             raise ValueError(f"posterior must be a dictionary of draws by latent site, got {type(posterior).__name__}")
         try:
-            latents = self.guide.unconstrain(posterior)
+            latents = self.guide.unconstrain(posterior, *self._args, **self._kwargs)
         except ValueError as error:
             raise ValueError(f"posterior: {error}") from error
         if latents.dim() != 2 or len(latents) < 2:
             raise ValueError(
                 f"posterior must hold draws (M, site shape) with M of at least 2, got batch {tuple(latents.shape[:-1])}"
             )
-        chunks = [(self.log_joint.full(part), self.guide.distribution.log_prob(part)) for part in latents.split(4096)]
+        chunks = [(self.log_joint.full(part), self._q.log_prob(part)) for part in latents.split(self._chunk)]
         return torch.cat([log_p.double() - log_q.double() for log_p, log_q in chunks])
 
     def resample(self, num_samples: int, *, num_proposals: int | None = None, seed: int | None = None) -> dict[str, Tensor]:
@@ -236,18 +277,27 @@ class Fit:
         Args:
             num_samples: Number S of draws.
             args: Arguments of the model, such as new covariates, with None in place of the data where it takes that; those of
-                the fit if none are given.
+                the fit if none are given. A guide of plates draws the latents of the elements of these arguments, new ones by its
+                encoder.
             seed: Makes them reproducible.
             kwargs: Keyword arguments of the model; those of the fit, with these in place, if no ``args`` are given.
 
         Returns:
             A tensor ``(S, site shape)`` per observed site.
         """
+        if isinstance(self.guide, AutoPlateFlow) and args:
+            check_count("num_samples", num_samples)
+            check_seed(seed)
+            with torch.random.fork_rng(enabled=seed is not None):
+                if seed is not None:
+                    torch.manual_seed(seed)
+                values = self.guide.sample(num_samples, *args, **kwargs)
+            return predictive(self._model, values, args, kwargs, seed=seed)
         if not args:
             args, kwargs = self._args, {**self._kwargs, **kwargs}
         latents, _ = self._latents(num_samples, seed)
         with torch.no_grad():
-            values = self.guide.constrain(latents)[0]
+            values = self.log_joint.latents.constrain(latents)[0]
         return predictive(self._model, values, args, kwargs, seed=seed)
 
     def refine_mcmc(
@@ -304,6 +354,10 @@ class Fit:
         if self.log_joint.structure.subsampled:
             plates = list(self.log_joint.structure.subsampled)
             raise ValueError(f"plates {plates} draw minibatches, which give a chain no density; fit with all the data")
+        if isinstance(self.guide, AutoPlateFlow):
+            raise ValueError(
+                "a guide of plates gives no map to a latent space for chains; fit an AutoFlow, or run NUTS on the model"
+            )
         if isinstance(self.guide.get_base_dist(), GaussianMixture):
             raise ValueError(
                 "the guide has several modes, between which a chain does not move, though its R-hat may look good; "
@@ -324,7 +378,7 @@ class Fit:
             )
         flat = chains.latents.flatten(0, 1)
         with torch.no_grad():
-            log_p = torch.cat([self.log_joint(part) for part in flat.split(4096)])
+            log_p = torch.cat([self.log_joint(part) for part in flat.split(self._chunk)])
             log_likelihood = self.log_joint.log_likelihood(flat)
         shape = (num_chains, num_samples)
 
@@ -388,7 +442,7 @@ class Fit:
         predict = predict and not minibatch
         with torch.no_grad():
             log_likelihood = {} if minibatch else self.log_joint.log_likelihood(latents)
-            values = self.guide.constrain(latents)[0]
+            values = self.log_joint.latents.constrain(latents)[0]
         return to_inference_data(
             self._values(latents),
             log_likelihood=log_likelihood,

@@ -1,0 +1,169 @@
+"""Training a guide of plates: one minibatch a step, by path gradients through Pyro's handlers."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_flows.guides import AutoPlateFlow
+
+from .particle_plate import why_not_together
+from .path_elbo import PathELBO
+from .training import Callback, Schedule, Step, Training, descend
+
+#: Minibatches on which states of the guide are compared at the end.
+_COMPARED = 50
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class Minibatches:
+    """The arguments of the model for each step, again and again.
+
+    Args:
+        batches: An iterable that can be gone through many times, such as a list or a ``DataLoader``, of the positional arguments of
+            the model: a tuple or list of them, or a single one.
+        kwargs: Keyword arguments of every call.
+
+    Raises:
+        ValueError: If it is no such iterable, or empty.
+
+    Example:
+        >>> calls = iter(Minibatches([(1,), (2,)], {}))
+        >>> [next(calls)[0] for _ in range(3)]
+        [(1,), (2,), (1,)]
+    """
+
+    def __init__(self, batches: Iterable[Any], kwargs: Mapping[str, Any]) -> None:
+        if isinstance(batches, (str, bytes, Tensor)) or not isinstance(batches, Iterable):
+            raise ValueError(
+                f"minibatches must be an iterable of the model's arguments, such as a list of tuples or a DataLoader, got "
+                f"{type(batches).__name__}"
+            )
+        if isinstance(batches, Iterator):
+            raise ValueError("minibatches must be gone through many times, and an iterator ends; give a list, or a DataLoader")
+        self.batches, self.kwargs = batches, dict(kwargs)
+        if next(iter(batches), None) is None:
+            raise ValueError("minibatches is empty; give at least one tuple of the model's arguments")
+
+    def __iter__(self) -> Iterator[Call]:
+        while True:
+            for item in self.batches:
+                yield (tuple(item) if isinstance(item, (tuple, list)) else (item,)), self.kwargs
+
+    @property
+    def count(self) -> int | None:
+        """Minibatches in one pass; None if not known."""
+        return len(self.batches) if hasattr(self.batches, "__len__") else None  # type: ignore[arg-type]
+
+
+def train_on_minibatches(
+    model: Callable[..., Any],
+    guide: AutoPlateFlow,
+    batches: Minibatches,
+    extra_parameters: Sequence[nn.Parameter],
+    *,
+    num_particles: int,
+    nesting: int,
+    max_steps: int,
+    max_time: float | None,
+    schedule: Schedule | None,
+    progress: bool,
+    callback: Callback | None,
+    record: dict[str, Any],
+) -> Training:
+    """Maximise the ELBO of a guide of plates, in place.
+
+    Args:
+        model: A Pyro model.
+        guide: The guide, set up.
+        batches: Arguments of the steps.
+        extra_parameters: Parameters of the model, trained too.
+        num_particles: Draws per step.
+        nesting: Batch dimensions that plates use.
+        max_steps: Steps at most.
+        max_time: Seconds at most; None for no limit.
+        schedule: Step sizes and stop rule; None for the usual ones, with windows of at least one pass through the data.
+        progress: Show a bar.
+        callback: Called as ``callback(step, loss)``.
+        record: Told the way in which particles are run, and why.
+
+    Returns:
+        What was done.
+
+    Raises:
+        ArithmeticError: If too many steps are not finite.
+    """
+    calls = iter(batches)
+    first, kwargs = next(iter(batches))
+    reason = why_not_together(model, guide, first, kwargs, nesting)
+    together = reason is None
+    record["path"] = "particle plate" if together else "loop over particles"
+    record["path_reasons"] = ["agrees with single runs"] if together else [f"particle plate: {reason}"]
+    plan = schedule or _by_passes(_steps_a_pass(guide, batches, first, kwargs))
+
+    def objective(count: int) -> PathELBO:
+        return PathELBO(num_particles=count, vectorize_particles=together, max_plate_nesting=nesting)
+
+    def take(decaying: bool) -> Step:
+        count = num_particles * plan.growth if decaying else num_particles
+        args, keywords = next(calls)
+        loss = objective(count).differentiable_loss(model, guide, *args, **keywords)
+        value = float(loss.detach())
+        if math.isfinite(value):
+            loss.backward()
+        return Step(value, math.nan, count, 0, lambda: "")
+
+    modules = nn.ModuleList([guide, nn.ParameterList(extra_parameters)])
+
+    @torch.no_grad()
+    def settle(states: Sequence[dict[str, Tensor]]) -> None:
+        chosen = list(islice(iter(batches), min(_COMPARED, batches.count or _COMPARED)))
+
+        def loss() -> float:
+            with torch.random.fork_rng():
+                torch.manual_seed(0)  # the same noise, and the same minibatches where the model draws them
+                values = [objective(4 * num_particles).loss(model, guide, *args, **keywords) for args, keywords in chosen]
+            return sum(values) / len(values)
+
+        best, best_state = loss(), copy.deepcopy(modules.state_dict())
+        for state in states:
+            modules.load_state_dict(state)
+            value = loss()
+            if value < best or (math.isnan(best) and not math.isnan(value)):
+                best, best_state = value, state
+        modules.load_state_dict(best_state)
+
+    tables = [module for module in guide.modules() if isinstance(module, nn.Embedding) and module.sparse]
+    sparse = [table.get_parameter("weight") for table in tables]
+    return descend(
+        take,
+        modules,
+        settle,
+        max_steps=max_steps,
+        max_time=max_time,
+        schedule=plan,
+        progress=progress,
+        callback=callback,
+        sparse=sparse,
+    )
+
+
+def _steps_a_pass(guide: AutoPlateFlow, batches: Minibatches, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    """Steps in which every element is seen once, about."""
+    plates = guide.look(*args, **kwargs).calls.values()
+    return max([batches.count or 1, *(math.ceil(plate.size / max(plate.count, 1)) for plate in plates)])
+
+
+def _by_passes(steps: int) -> Schedule:
+    usual = Schedule()
+    return replace(
+        usual, window=max(usual.window, steps), min_steps=max(usual.min_steps, 20 * steps), decay=1.0, exact_sd=0.0, alpha=0.0
+    )
