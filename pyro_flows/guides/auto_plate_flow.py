@@ -305,7 +305,7 @@ class AutoPlateFlow(FlowGuide):
         return {plate.name: plate._indices for plate in plates}
 
     def _check_shape(self, name: str, call: PlateReader) -> None:
-        at_setup, now = tuple(self._start_values[name].shape), call.shapes[name]
+        at_setup, now = tuple(self._start_values[name].shape), tuple(call.shapes[name])
         site = self.prototype_trace.nodes[name]
         event_dim = site["fn"].event_dim
         sizes = {f.dim - event_dim: call.calls[f.name].count for f in self._cond_indep_stacks[name] if f.name in call.calls}
