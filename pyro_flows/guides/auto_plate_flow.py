@@ -49,7 +49,8 @@ class AutoPlateFlow(FlowGuide):
             numbers of a learned row move the location of the d latents of its element, the next d their log-scale, the others
             shape the flow.
         flow: Name of a registered flow or callable ``(input_dim, context_dim) -> FlowTransform``, for all blocks, or a dictionary
-            with one for each of some plates, ``"globals"`` for that over the globals; ``nsf_coupling`` where nothing is said.
+            with one for each of some plates, ``"globals"`` for that over the globals; where nothing is said, ``nsf_coupling`` of two layers, of four from three
+            latents on.
         init_loc_fn: Per-site initialisation, as for Pyro's guides.
         init_scale: Standard deviation of the unconstrained latents at the start. Must be positive.
         flow_options: Keyword arguments of a registered flow, such as ``{"num_layers": 8}``.
@@ -86,7 +87,7 @@ class AutoPlateFlow(FlowGuide):
         self,
         model: Callable[..., Any],
         context: Mapping[ContextKey, Callable[..., Tensor] | int],
-        flow: str | FlowFactory | Mapping[ContextKey, str | FlowFactory] = "nsf_coupling",
+        flow: str | FlowFactory | Mapping[ContextKey, str | FlowFactory] | None = None,
         *,
         init_loc_fn: Callable[[Any], Tensor] = init_to_median,
         init_scale: float = 0.1,
@@ -99,7 +100,7 @@ class AutoPlateFlow(FlowGuide):
         for choice in flows.values():
             if isinstance(choice, str):
                 get(choice)
-        default = "nsf_coupling" if isinstance(flow, Mapping) else flow
+        default = None if isinstance(flow, Mapping) else flow
         if isinstance(default, str):
             get(default)
         super().__init__(model, init_loc_fn, init_scale, create_plates)
@@ -245,7 +246,10 @@ class AutoPlateFlow(FlowGuide):
                 direct = (parent_width, width) if isinstance(sources[key], EmbeddingRows) else None
                 self._block_source[-1] = list(sources).index(key)
             flow = self._flows.get(self._source(plates, groups) if plates else ("globals",), self._flow)
-            options = self._flow_options
+            if flow is None:
+                flow, options = "nsf_coupling", {"num_layers": 2 if len(loc) <= 2 else 4, **self._flow_options}
+            else:
+                options = self._flow_options
             block = PlateBlock(dims, layouts, loc, self._init_scale, flow, parents, parent_width + width, direct, options)
             blocks.append(block)
         self.blocks = nn.ModuleList(blocks)

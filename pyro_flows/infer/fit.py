@@ -64,7 +64,8 @@ def fit(
             that tails are not cut; ``"iwae"``, the importance-weighted bound of all draws of a step, or ``"renyi"``, Rényi's of
             order one half, both more tolerant of a flow that cannot be exact; ``"forward_kl"``, which after the lower bound
             minimises :math:`\mathrm{KL}(p \| q)` and widens tails. All by path gradients.
-        num_particles: Draws per step; None for 256, and fewer where there are more than 32 latents (64 from 128 on).
+        num_particles: Draws per step; None for 256, and fewer where there are more than 32 latents (64 from 128 on), 4 for a guide
+            of plates.
         max_steps: Steps at most, of all guides that are tried.
         max_time: Seconds after which training ends, the search for a start included; None for no limit. The look for missed modes
             that comes after it takes some seconds more.
@@ -225,7 +226,7 @@ def _fit_plates(
     record: dict[str, Any] = {
         "guide": type(guide).__name__,
         "objective": "path",
-        "num_particles": num_particles or 8,
+        "num_particles": num_particles or 4,
         "seed": seed,
         "model_parameters": sorted(parameters),
         "missed_modes_not_sought": "a guide of plates has no search for them",
@@ -235,7 +236,7 @@ def _fit_plates(
         guide,
         batches,
         list(parameters.values()),
-        num_particles=num_particles or 8,
+        num_particles=num_particles or 4,
         nesting=structure.max_plate_nesting,
         max_steps=max_steps,
         max_time=max_time,
