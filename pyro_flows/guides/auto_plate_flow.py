@@ -49,8 +49,8 @@ class AutoPlateFlow(FlowGuide):
             numbers of a learned row move the location of the d latents of its element, the next d their log-scale, the others
             shape the flow.
         flow: Name of a registered flow or callable ``(input_dim, context_dim) -> FlowTransform``, for all blocks, or a dictionary
-            with one for each of some plates, ``"globals"`` for that over the globals; where nothing is said, ``nsf_coupling`` of two layers, of four from three
-            latents on.
+            with one for each of some plates, ``"globals"`` for that over the globals; where nothing is said, ``nsf_coupling`` of
+            two layers, of four from three latents on.
         init_loc_fn: Per-site initialisation, as for Pyro's guides.
         init_scale: Standard deviation of the unconstrained latents at the start. Must be positive.
         flow_options: Keyword arguments of a registered flow, such as ``{"num_layers": 8}``.
