@@ -179,7 +179,7 @@ def radon() -> Task:
         with pyro.plate("counties", 386):
             a, b = (pyro.sample(n, dist.Normal(m, s)) for n, m, s in zip("ab", means, scales, strict=True))
         with pyro.plate("houses", 12_573, subsample_size=len(y)):
-            pyro.sample("y", dist.Normal(a[county] + b[county] * x, noise), obs=y)
+            pyro.sample("y", dist.Normal(a[..., county] + b[..., county] * x, noise), obs=y)
 
     return Task(
         model,
@@ -323,9 +323,9 @@ def election88(voters: int, batch: int, nuts: int) -> Task:
         with pyro.plate("states", 51):
             effects["state"] = pyro.sample("a_state", dist.Normal(0.0, scale))
         level = b[0] + b[1] * black + b[2] * female + b[4] * black * female + b[3] * previous
-        level = level + effects["age"][age] + effects["edu"][edu] + effects["age_edu"][both] + effects["region"][region]
+        level = level + effects["age"][..., age] + effects["edu"][..., edu] + effects["age_edu"][..., both] + effects["region"][..., region]
         with pyro.plate("voters", whole, subsample_size=len(y)):
-            pyro.sample("y", dist.Bernoulli(logits=level + effects["state"][state]), obs=y)
+            pyro.sample("y", dist.Bernoulli(logits=level + effects["state"][..., state]), obs=y)
 
     args = (age, edu, both, region, state, black, female, previous, y)
 

@@ -403,6 +403,39 @@ class AutoPlateFlow(FlowGuide):
 
     # Draws and densities
 
+    def recentre(self, *args: Any, **kwargs: Any) -> None:
+        """Make the present location and scale of the latents the units of further training; the guide's distribution stays as it "
+        "is.
+
+        Steps of an optimiser then move the latents by shares of their present standard deviations, whatever units the model has.
+        To be called between a first training of :meth:`affine_parameters` and that of all, with a new optimiser, as ``fit`` does.
+
+        Args:
+            args: Arguments of a call of the model, whose elements stand for all.
+            kwargs: Keyword arguments of it.
+        """
+        self.setup(*args, **kwargs)
+        call = self.look(*args, **kwargs)
+        with torch.no_grad():
+            contexts: list[Tensor | None] = []
+            seen: list[Tensor] = []
+            for i, block in enumerate(self._parts):
+                context = self._context_of(i, seen, call)
+                batch = () if context is None else context.shape[:-1]
+                batch = torch.broadcast_shapes(batch, (64, *(1 for _ in range(self._depth))))
+                contexts.append(context)
+                seen.append(block.whitened(block.distribution(context).expand(batch).sample(), context))
+            for block, context, source in zip(self._parts, contexts, self._block_source, strict=True):
+                factors = block.recentre(context)
+                rows = None if source is None else self.sources[source]
+                if factors is not None and isinstance(rows, EmbeddingRows):
+                    rows.table.weight[:, : len(factors)] *= factors
+
+    def affine_parameters(self) -> list[nn.Parameter]:
+        """Parameters of everything but the flows: affine maps, encoders, learned rows. With these alone the guide is normal."""
+        of_flows = {id(p) for block in self._parts for p in block.flow_parameters()}
+        return [p for p in self.parameters() if id(p) not in of_flows]
+
     def log_prob(self, values: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Log-density of the guide at given values of the elements of a call, in the constrained space of the model.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pyro_flows.distributions import FlowDistribution
 from pyro_flows.flows.registry import FlowFactory, build
 from pyro_flows.transforms import AffineTril, Compose, Elementwise, FlowTransform
+from pyro_flows.transforms.lower_cholesky_affine import LowerCholeskyAffine
 from pyro_flows.transforms.univariate import Affine
 
 #: Dimensions from which on an affine layer is elementwise: a full matrix has too many weights.
@@ -86,10 +87,12 @@ class SiteLayout:
 
 
 class PlateBlock(nn.Module):
-    r"""Latents in the same plates: :math:`z_i = L(c_i)\,f_\theta(\epsilon_i; c_i) + b(c_i)` for every element :math:`i`.
+    r"""Latents in the same plates: :math:`z_i = \mu + \sigma\,(L(c_i)\,f_\theta(\epsilon_i; c_i) + b(c_i))` for every element
+    :math:`i`.
 
     One conditional flow :math:`f_\theta`, shared by the elements and at the identity when training starts, then an affine map whose
-    parameters are linear in the context :math:`c_i`. The latents without a plate are a block too, of one element.
+    parameters are linear in the context :math:`c_i`, then a fixed location and scale, the units in which steps are taken. The
+    latents without a plate are a block too, of one element.
 
     Args:
         plates: Names of the plates, outermost first, and their dimensions; empty for latents without.
@@ -129,7 +132,9 @@ class PlateBlock(nn.Module):
         dim = len(loc)
         inner = build(flow, dim, context_dim, **(flow_options or {}))
         outer = _affine(dim, context_dim, loc, init_scale, direct)
-        self.joint = FlowDistribution(Compose([inner, outer]).to(loc))
+        self.direct = direct
+        frame = LowerCholeskyAffine(torch.zeros_like(loc), torch.ones_like(loc))
+        self.joint = FlowDistribution(Compose([inner.to(loc), outer.to(loc), frame]))
 
     @property
     def dim(self) -> int:
@@ -147,8 +152,52 @@ class PlateBlock(nn.Module):
 
     def whitened(self, latent: Tensor, context: Tensor | None) -> Tensor:
         """The vectors before the affine map, of order one, in which other blocks see them."""
-        outer = self.joint.transform.parts[1]  # type: ignore[union-attr, index]
-        return outer.inverse_and_log_det(latent, context)[0]  # type: ignore[operator, no-any-return]
+        _, affine, frame = self._parts
+        return affine.inverse_and_log_det(frame.inverse_and_log_det(latent)[0], context)[0]
+
+    @property
+    def _parts(self) -> tuple[FlowTransform, FlowTransform, LowerCholeskyAffine]:
+        return tuple(self.joint.transform.parts)  # type: ignore[union-attr, arg-type, return-value]
+
+    def flow_parameters(self) -> Iterator[nn.Parameter]:
+        """Those of the flow, which are not those of the affine map."""
+        return self._parts[0].parameters()
+
+    @torch.no_grad()
+    def recentre(self, context: Tensor | None) -> Tensor | None:
+        """Make mean location and scale of the affine map at some contexts the fixed ones; the distribution stays what it is.
+
+        A map that is elementwise, for want of weights for a full one, is left as it is.
+
+        Args:
+            context: Contexts ``(*, C)``, None where there is none.
+
+        Returns:
+            Factors ``(d,)`` by which the numbers of learned rows that add to locations must be multiplied; None if there are none.
+        """
+        _, affine, frame = self._parts
+        if not isinstance(affine, AffineTril):
+            return None
+        bias, log_diagonal, _ = affine.params(context)
+        loc, log_scale = bias.reshape(-1, self.dim).mean(0), log_diagonal.reshape(-1, self.dim).mean(0)
+        scale = log_scale.exp()
+        if not bool(torch.isfinite(loc).all() & torch.isfinite(scale).all() & (scale > 0).all()):
+            return None
+        unit = frame.scale_tril.diagonal().clone()
+        frame.set(frame.loc + unit * loc, unit * scale)
+        affine.params.get_parameter("bias").sub_(loc).div_(scale)
+        affine.params.get_parameter("log_diagonal").sub_(log_scale)
+        if affine.params.network is None:
+            return None
+        last = affine.params.network.layers[-1]
+        last.get_parameter("weight")[: self.dim].div_(scale[:, None])
+        last.get_parameter("bias")[: self.dim].div_(scale)
+        if self.direct is None:
+            return None
+        first, width = self.direct
+        count = min(self.dim, width)
+        last.get_parameter("weight")[:, first : first + count].mul_(scale[:count])
+        return 1 / scale[:count]
 
     def constrain(self, latent: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         r"""Value and :math:`\log|\det|` of every site, by name; the latter of the batch shape of the site."""

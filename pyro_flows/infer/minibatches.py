@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import torch
+from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
 from pyro_flows.guides import AutoPlateFlow
@@ -109,17 +111,19 @@ def train_on_minibatches(
     record["path_reasons"] = ["agrees with single runs"] if together else [f"particle plate: {reason}"]
     plan = schedule or _by_passes(_steps_a_pass(guide, batches, first, kwargs))
 
-    def objective(count: int) -> PathELBO:
-        return PathELBO(num_particles=count, vectorize_particles=together, max_plate_nesting=nesting)
+    options = {"vectorize_particles": together, "max_plate_nesting": nesting}
 
-    def take(decaying: bool) -> Step:
-        count = num_particles * plan.growth if decaying else num_particles
-        args, keywords = next(calls)
-        loss = objective(count).differentiable_loss(model, guide, *args, **keywords)
-        value = float(loss.detach())
-        if math.isfinite(value):
-            loss.backward()
-        return Step(value, math.nan, count, 0, lambda: "")
+    def steps(objective: type[Trace_ELBO]) -> Callable[[bool], Step]:
+        def take(decaying: bool) -> Step:
+            count = num_particles * plan.growth if decaying else num_particles
+            args, keywords = next(calls)
+            loss = objective(num_particles=count, **options).differentiable_loss(model, guide, *args, **keywords)
+            value = float(loss.detach())
+            if math.isfinite(value):
+                loss.backward()
+            return Step(value, math.nan, count, 0, lambda: "")
+
+        return take
 
     modules = nn.ModuleList([guide, nn.ParameterList(extra_parameters)])
 
@@ -130,7 +134,8 @@ def train_on_minibatches(
         def loss() -> float:
             with torch.random.fork_rng():
                 torch.manual_seed(0)  # the same noise, and the same minibatches where the model draws them
-                values = [objective(4 * num_particles).loss(model, guide, *args, **keywords) for args, keywords in chosen]
+                objective = Trace_ELBO(num_particles=4 * num_particles, **options)
+                values = [objective.loss(model, guide, *args, **keywords) for args, keywords in chosen]
             return sum(values) / len(values)
 
         best, best_state = loss(), copy.deepcopy(modules.state_dict())
@@ -143,17 +148,31 @@ def train_on_minibatches(
 
     tables = [module for module in guide.modules() if isinstance(module, nn.Embedding) and module.sparse]
     sparse = [table.get_parameter("weight") for table in tables]
-    return descend(
-        take,
-        modules,
-        settle,
-        max_steps=max_steps,
-        max_time=max_time,
-        schedule=plan,
-        progress=progress,
-        callback=callback,
-        sparse=sparse,
-    )
+    began = time.monotonic()
+
+    def run(objective: type[Trace_ELBO], schedule: Schedule, max_steps: int, share: float, parameters: Any) -> Training:
+        left = None if max_time is None else max(share * (max_time - (time.monotonic() - began)), 1e-3)
+        return descend(
+            steps(objective),
+            modules,
+            settle,
+            max_steps=max_steps,
+            max_time=left,
+            schedule=schedule,
+            progress=progress,
+            callback=callback,
+            parameters=parameters,
+            sparse=sparse,
+        )
+
+    # The normal guide first, by the total gradient, which is the quieter one far from the posterior: path gradients are quiet near
+    # it.
+    at_first = replace(plan, lr=3 * plan.lr, patience=3, decay=0.5, growth=1)
+    normal = run(Trace_ELBO, at_first, max(max_steps // 2, 1), 0.4, [*guide.affine_parameters(), *extra_parameters])
+    if normal.stop_reason == "interrupted" or normal.steps >= max_steps:
+        return normal
+    guide.recentre(*first, **kwargs)
+    return normal.then(run(PathELBO, plan, max_steps - normal.steps, 1.0, None))
 
 
 def _steps_a_pass(guide: AutoPlateFlow, batches: Minibatches, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:

@@ -265,6 +265,7 @@ def descend(
     schedule: Schedule,
     progress: bool,
     callback: Callback | None = None,
+    parameters: Sequence[nn.Parameter] | None = None,
     sparse: Sequence[nn.Parameter] = (),
 ) -> Training:
     """Take steps by a schedule until the loss falls no more, in place.
@@ -278,6 +279,7 @@ def descend(
         schedule: Step sizes and stop rule.
         progress: Show a bar.
         callback: Called as ``callback(step, loss)`` after each step.
+        parameters: Parameters to be trained; all of ``modules`` if None.
         sparse: Parameters whose gradients are sparse.
 
     Returns:
@@ -290,7 +292,8 @@ def descend(
         See :func:`train`.
     """
     of_sparse = {id(p) for p in sparse}
-    dense = [p for p in modules.parameters() if p.requires_grad and id(p) not in of_sparse]
+    trained = modules.parameters() if parameters is None else parameters
+    dense = [p for p in trained if p.requires_grad and id(p) not in of_sparse]
     optimizer = torch.optim.Adam(dense, lr=schedule.lr, fused=True)
     lazy = torch.optim.SparseAdam(list(sparse), lr=schedule.lr) if sparse else None
     done, stop, clip = Training(), _Progress(schedule), Clip()
@@ -307,9 +310,7 @@ def descend(
                 for group in each.param_groups if each is not None else []:
                     group["lr"] = lr
             try:
-                optimizer.zero_grad(set_to_none=True)
-                if lazy is not None:
-                    lazy.zero_grad(set_to_none=True)
+                modules.zero_grad(set_to_none=True)
                 step_done = take(decay_from is not None)
                 loss, sd = step_done.loss, step_done.log_weight_sd
                 done.draws, done.dropped = done.draws + step_done.draws, done.dropped + step_done.dropped

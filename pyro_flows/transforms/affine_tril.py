@@ -13,9 +13,10 @@ from .triangular import matvec, strictly_lower_index, triangular_solve, unpack
 
 
 class AffineTril(FlowTransform):
-    r"""Affine map :math:`y = L x + b` with a lower triangular :math:`L` of positive diagonal :math:`e^{s}`.
+    r"""Affine map :math:`y = L x + b` with :math:`L = e^{s}\,(I + \Lambda)`, lower triangular of positive diagonal.
 
-    :math:`\log|\det dy/dx| = \sum_i s_i`. A standard normal becomes the normal with mean :math:`b` and covariance
+    :math:`\log|\det dy/dx| = \sum_i s_i`. :math:`\Lambda` is relative to the diagonal, so that a step of an optimiser changes the
+    correlations by as much whatever the scale. A standard normal becomes the normal with mean :math:`b` and covariance
     :math:`L L^\top`; with a context, mean and covariance are functions of it. Starts at the identity.
 
     References:
@@ -61,17 +62,19 @@ class AffineTril(FlowTransform):
             Shape ``(D, D)``, with the batch shape of the context in front.
         """
         _, log_diagonal, lower = self.params(context)
-        return unpack(lower, self.index) + torch.diag_embed(log_diagonal.exp())
+        relative = unpack(lower, self.index)
+        return log_diagonal.exp().unsqueeze(-1) * (
+            relative + torch.eye(self.input_dim, dtype=relative.dtype, device=relative.device)
+        )
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return :math:`y` of shape ``(*, D)`` and the log-determinant of shape ``(*)``."""
         bias, log_diagonal, lower = self.params(context)
-        y = matvec(unpack(lower, self.index), x) + log_diagonal.exp() * x + bias
+        y = log_diagonal.exp() * (matvec(unpack(lower, self.index), x) + x) + bias
         return y, log_diagonal.sum(-1).expand(x.shape[:-1])
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return :math:`x` of shape ``(*, D)`` and the log-determinant of the inverse, shape ``(*)``."""
         bias, log_diagonal, lower = self.params(context)
-        matrix = unpack(lower, self.index) + torch.diag_embed(log_diagonal.exp())
-        x = triangular_solve(matrix, y - bias, upper=False)
+        x = triangular_solve(unpack(lower, self.index), (y - bias) * (-log_diagonal).exp(), upper=False, unit_diagonal=True)
         return x, -log_diagonal.sum(-1).expand(y.shape[:-1])
