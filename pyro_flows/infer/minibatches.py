@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -15,6 +16,7 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
 from pyro_flows.guides import AutoPlateFlow
+from pyro_flows.model import read_model
 
 from .particle_plate import why_not_together
 from .path_elbo import PathELBO
@@ -112,8 +114,9 @@ def train_on_minibatches(
     plan = schedule or _by_passes(_steps_a_pass(guide, batches, first, kwargs))
 
     options = {"vectorize_particles": together, "max_plate_nesting": nesting}
+    by_parts = (batches.count or 2) > 1 or bool(read_model(model, first, kwargs, allow_local=True).subsampled)
 
-    def steps(objective: type[Trace_ELBO]) -> Callable[[bool], Step]:
+    def steps(objective: Callable[..., Trace_ELBO]) -> Callable[[bool], Step]:
         def take(decaying: bool) -> Step:
             count = num_particles * plan.growth if decaying else num_particles
             args, keywords = next(calls)
@@ -150,7 +153,7 @@ def train_on_minibatches(
     sparse = [table.get_parameter("weight") for table in tables]
     began = time.monotonic()
 
-    def run(objective: type[Trace_ELBO], schedule: Schedule, max_steps: int, share: float, parameters: Any) -> Training:
+    def run(objective: Callable[..., Trace_ELBO], schedule: Schedule, max_steps: int, share: float, parameters: Any) -> Training:
         left = None if max_time is None else max(share * (max_time - (time.monotonic() - began)), 1e-3)
         return descend(
             steps(objective),
@@ -172,7 +175,8 @@ def train_on_minibatches(
     if normal.stop_reason == "interrupted" or normal.steps >= max_steps:
         return normal
     guide.recentre(*first, **kwargs)
-    return normal.then(run(PathELBO, plan, max_steps - normal.steps, 1.0, None))
+    path = partial(PathELBO, plates_only=by_parts)
+    return normal.then(run(path, plan, max_steps - normal.steps, 1.0, None))
 
 
 def _steps_a_pass(guide: AutoPlateFlow, batches: Minibatches, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:

@@ -38,6 +38,10 @@ class PathELBO(Trace_ELBO):  # type: ignore[misc]
         True
     """
 
+    def __init__(self, *, plates_only: bool = False, **options: Any) -> None:
+        super().__init__(**options)
+        self.plates_only = plates_only
+
     def _get_trace(
         self, model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Trace, Trace]:
@@ -53,8 +57,13 @@ class PathELBO(Trace_ELBO):  # type: ignore[misc]
             if site["type"] == "sample":
                 elbo = elbo + torch_item(site["log_prob_sum"])
                 surrogate = surrogate + site["log_prob_sum"]
-        for site in guide_trace.nodes.values():
+        for name, site in guide_trace.nodes.items():
             if site["type"] == "sample":
                 elbo = elbo - torch_item(site["log_prob_sum"])
-        surrogate = surrogate - guide_trace.path.log_prob_sum()
+                total = self.plates_only and not _in_plate(site)
+                surrogate = surrogate - (site if total else guide_trace.path.nodes[name])["log_prob_sum"]
         return -elbo, -surrogate  # type: ignore[return-value, operator]
+
+
+def _in_plate(site: dict[str, Any]) -> bool:
+    return any(frame.vectorized and frame.name != "num_particles_vectorized" for frame in site["cond_indep_stack"])
