@@ -323,7 +323,8 @@ def election88(voters: int, batch: int, nuts: int) -> Task:
         with pyro.plate("states", 51):
             effects["state"] = pyro.sample("a_state", dist.Normal(0.0, scale))
         level = b[0] + b[1] * black + b[2] * female + b[4] * black * female + b[3] * previous
-        level = level + effects["age"][..., age] + effects["edu"][..., edu] + effects["age_edu"][..., both] + effects["region"][..., region]
+        level = level + effects["age"][..., age] + effects["edu"][..., edu]
+        level = level + effects["age_edu"][..., both] + effects["region"][..., region]
         with pyro.plate("voters", whole, subsample_size=len(y)):
             pyro.sample("y", dist.Bernoulli(logits=level + effects["state"][..., state]), obs=y)
 
