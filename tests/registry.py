@@ -27,6 +27,7 @@ TRANSFORMS: dict[str, Factory] = {
     "Planar": t.Planar,
     "Radial": t.Radial,
     "Sylvester": t.Sylvester,
+    "TruncatedRegression": lambda d, c: t.TruncatedRegression(torch.full((d,), -torch.inf), torch.full((d,), torch.inf), c),
 }
 
 

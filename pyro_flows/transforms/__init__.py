@@ -16,6 +16,7 @@ from .permutation import Permutation
 from .planar import Planar
 from .radial import Radial
 from .sylvester import Sylvester
+from .truncated_regression import TruncatedRegression
 from .univariate import Affine, RationalQuadraticSpline, Shift, UnivariateMap
 
 __all__ = [
@@ -39,5 +40,6 @@ __all__ = [
     "RationalQuadraticSpline",
     "Shift",
     "Sylvester",
+    "TruncatedRegression",
     "UnivariateMap",
 ]
