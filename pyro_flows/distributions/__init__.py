@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from .flow_distribution import FlowDistribution
+from .flow_ensemble import FlowEnsemble
 from .gaussian_mixture import GaussianMixture
 from .mixture import MixtureBase
 from .standard_normal import StandardNormal
 from .student_t import StudentTBase
 
-__all__ = ["FlowDistribution", "GaussianMixture", "MixtureBase", "StandardNormal", "StudentTBase"]
+__all__ = ["FlowDistribution", "FlowEnsemble", "GaussianMixture", "MixtureBase", "StandardNormal", "StudentTBase"]

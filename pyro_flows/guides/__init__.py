@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .amortized_flow import AmortizedFlow
 from .auto_flow import AutoFlow
+from .typicality import Typicality
 
-__all__ = ["AutoFlow"]
+__all__ = ["AmortizedFlow", "AutoFlow", "Typicality"]

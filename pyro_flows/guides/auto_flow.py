@@ -100,8 +100,6 @@ class AutoFlow(FlatGuide, AutoContinuous):  # type: ignore[misc]
         Raises:
             ValueError: If the guide has not been set up, and so has none, or has others.
         """
-        if self.prototype_trace is None:
-            raise ValueError("this guide has no parameters yet; call guide.setup with the arguments of the model first")
         try:
             return super().load_state_dict(state_dict, *args, **kwargs)
         except RuntimeError as error:

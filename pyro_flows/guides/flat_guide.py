@@ -15,7 +15,6 @@ from pyro.distributions.util import sum_rightmost
 from pyro.infer.autoguide.guides import AutoGuide
 from torch import Tensor
 
-from pyro_flows.distributions.module_distribution import ModuleDistribution
 from pyro_flows.model.sites import site_support
 from pyro_flows.transforms.core import forget_pyro_links
 
@@ -27,8 +26,9 @@ _INSTANCES = itertools.count()
 class FlatGuide(AutoGuide):  # type: ignore[misc]
     """A guide whose latents are one vector ``(D,)``, that a transform per site takes to the model's values.
 
-    A subclass sets ``prototype_trace``, ``_transforms``, ``_unconstrained_shapes``, ``_cond_indep_stacks`` and ``_circular`` when it
-    reads the model, ``_raw_model`` when it is made, and has :attr:`like`. Every instance, copies included, has a name of its own.
+    A subclass sets ``prototype_trace``, ``_transforms``, ``_unconstrained_shapes``, ``_cond_indep_stacks`` and ``_circular`` when
+    it reads the model, ``_raw_model`` when it is made, and has :attr:`like`. Every instance, copies included, has a name of its
+    own.
     """
 
     prototype_trace: Any
@@ -66,6 +66,16 @@ class FlatGuide(AutoGuide):  # type: ignore[misc]
         new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
         new.__dict__.update(_model=self._model, _raw_model=self._raw_model, create_plates=self.create_plates)
         return new
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Load parameters and buffers, as every module does, after ``setup``.
+
+        Raises:
+            ValueError: If the guide has not been set up, and so has none.
+        """
+        if self.prototype_trace is None:
+            raise ValueError("this guide has no parameters yet; call guide.setup with the arguments of the model first")
+        return super().load_state_dict(state_dict, *args, **kwargs)
 
     # Sites
 
@@ -118,7 +128,7 @@ class FlatGuide(AutoGuide):  # type: ignore[misc]
             start += shape.numel()
         return values, total
 
-    def _log_prob(self, posterior: ModuleDistribution, values: Mapping[str, Tensor]) -> Tensor:
+    def _log_prob(self, posterior: Any, values: Mapping[str, Tensor]) -> Tensor:
         """Log-density ``(*)`` of site values under a distribution of the flat vector; minus infinity on the edge of a support."""
         latent, log_det = self._unconstrain(values)
         edge = ~torch.isfinite(latent).all(-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .amortized import AmortizedFit, fit_amortized
 from .fit import fit
 from .forward_kl import ForwardKLELBO
 from .gaussian import Gaussian
@@ -11,6 +12,7 @@ from .result import Fit
 from .training import Schedule
 
 __all__ = [
+    "AmortizedFit",
     "DReGELBO",
     "Fit",
     "ForwardKLELBO",
@@ -19,5 +21,6 @@ __all__ = [
     "RenyiPathELBO",
     "Schedule",
     "fit",
+    "fit_amortized",
     "path_log_prob",
 ]
