@@ -10,6 +10,7 @@ from .path_elbo import PathELBO, path_log_prob
 from .renyi_path_elbo import DReGELBO, RenyiPathELBO
 from .result import Fit
 from .training import Schedule
+from .truncated_proposals import fit_truncated
 
 __all__ = [
     "AmortizedFit",
@@ -22,5 +23,6 @@ __all__ = [
     "Schedule",
     "fit",
     "fit_amortized",
+    "fit_truncated",
     "path_log_prob",
 ]

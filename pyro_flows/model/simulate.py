@@ -13,7 +13,7 @@ from pyro import poutine
 from torch import Tensor
 
 from .prior_draws import prior_draws
-from .simulator import SimulatorModel, run_simulator
+from .simulator import SimulatorModel, generators_kept, run_simulator
 from .sites import is_deterministic, is_factor, is_subsample
 from .structure import ModelStructure, read_model
 
@@ -119,7 +119,7 @@ def read_target(
     """
     if isinstance(model, SimulatorModel) and observed is None:
         observed = [model.site]
-    with torch.random.fork_rng(), torch.no_grad():
+    with generators_kept(), torch.no_grad():
         torch.manual_seed(0)
         try:
             trace = poutine.block(poutine.trace(model).get_trace)(*args, **kwargs)

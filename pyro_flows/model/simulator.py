@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -142,21 +143,35 @@ def run_simulator(
 
 def _run(simulator: Simulator, latents: Mapping[str, Tensor], seed: int, numbers: range) -> list[Run]:
     """A few draws, each with its seed; the generators of this process are put back."""
-    state = random.getstate(), np.random.get_state()
     found: list[Run] = []
+    with generators_kept():
+        for i, number in enumerate(numbers):
+            own = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+            random.seed(own)
+            np.random.seed(own)
+            torch.manual_seed(own)
+            values = {name: value[i] for name, value in latents.items()}
+            try:
+                found.append((as_tensor(simulator(values), values), None))
+            except Exception as error:
+                found.append((None, f"{type(error).__name__}: {error}"))
+    return found
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Put the generators of ``random``, ``numpy.random`` and ``torch`` back at the end of a block.
+
+    Example:
+        >>> with generators_kept():
+        ...     noise = random.random()
+        >>> noise == random.random()
+        True
+    """
+    state = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():
-            for i, number in enumerate(numbers):
-                own = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-                random.seed(own)
-                np.random.seed(own)
-                torch.manual_seed(own)
-                values = {name: value[i] for name, value in latents.items()}
-                try:
-                    found.append((as_tensor(simulator(values), values), None))
-                except Exception as error:
-                    found.append((None, f"{type(error).__name__}: {error}"))
+            yield
     finally:
         random.setstate(state[0])
         np.random.set_state(state[1])
-    return found

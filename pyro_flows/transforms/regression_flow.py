@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ class RegressionFlow(FlowTransform):
                 f"{regression.num_outside} for its bounds"
             )
         super().__init__(flow.input_dim, regression.context_dim)
-        self.flow, self.correlation, self.regression = flow, AffineTril(flow.input_dim), regression
+        self.flow, self.correlation, self.regression = flow, AffineTril(flow.input_dim).to(regression.bias), regression
         self.codomain = regression.codomain
         self.inverse_kind, self.cheap_direction = flow.inverse_kind, flow.cheap_direction
 
@@ -85,31 +86,41 @@ class RegressionFlow(FlowTransform):
             >>> c = torch.randn(200, 1)
             >>> RegressionFlow(flows.nsf_coupling(2, 1), regression).initialize(c + torch.randn(200, 2), c)
         """
+        y, context = y.detach(), None if context is None else context.detach()
+        plain = copy.deepcopy(nn.ModuleList([self.regression, self.correlation]))
         self.regression.initialize(y, context)
         with torch.no_grad():
             self.correlation.initialize(self.regression.inverse_and_log_det(y, context)[0])
-        self._refine(y.detach().double(), None if context is None else context.detach().double())
+        single = nn.ModuleList([self.regression, self.correlation])
+        # Together they have more than one optimum, so the climb begins at both.
+        found = [_climbed(start, y.double(), None if context is None else context.double()) for start in (single, plain)]
+        loss, best = min(found, key=lambda pair: pair[0])
+        if math.isfinite(loss):
+            single.load_state_dict(best.state_dict())
 
-    @torch.enable_grad()
-    def _refine(self, y: Tensor, context: Tensor | None) -> None:
-        """Climb the likelihood of regression and correlation together, in float64, from where they are."""
-        trial = copy.deepcopy(nn.ModuleList([self.regression, self.correlation])).double()
-        regression, correlation = trial
-        optimiser = torch.optim.LBFGS(trial.parameters(), max_iter=100, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
 
-        def loss() -> Tensor:
-            x, first = regression.inverse_and_log_det(y, context)  # type: ignore[operator]
-            x, second = correlation.inverse_and_log_det(x)  # type: ignore[operator]
-            return (0.5 * x.square().sum(-1) - first - second).mean()
+@torch.enable_grad()
+def _climbed(start: nn.ModuleList, y: Tensor, context: Tensor | None) -> tuple[float, nn.ModuleList]:
+    """Regression and correlation of greatest likelihood together, from a start, in float64; and minus that likelihood."""
+    trial = copy.deepcopy(start).double()
+    regression, correlation = trial
+    optimiser = torch.optim.LBFGS(trial.parameters(), max_iter=100, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
 
-        def closure() -> Tensor:
-            optimiser.zero_grad()
-            value = loss()
-            value.backward()
-            return value
+    def loss() -> Tensor:
+        x, first = regression.inverse_and_log_det(y, context)  # type: ignore[operator]
+        x, second = correlation.inverse_and_log_det(x)  # type: ignore[operator]
+        return (0.5 * x.square().sum(-1) - first - second).mean()
 
-        before = float(loss().detach())
-        optimiser.step(closure)
-        if float(loss().detach()) < before:  # also false where it is NaN
-            self.regression.load_state_dict(regression.state_dict())
-            self.correlation.load_state_dict(correlation.state_dict())
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        value = loss()
+        value.backward()
+        return value
+
+    before, kept = float(loss().detach()), copy.deepcopy(trial.state_dict())
+    optimiser.step(closure)
+    after = float(loss().detach())
+    if after <= before:
+        return after, trial
+    trial.load_state_dict(kept)  # worse, or NaN
+    return (before if math.isfinite(before) else math.inf), trial
