@@ -29,10 +29,11 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-FIELDS = "method task seed observation c2st train_seconds num_simulations".split()
+FIELDS = "method task seed observation c2st train_seconds train_cpu num_simulations".split()
 PUBLISHED = {"two_moons": 0.61, "gaussian_mixture": 0.62, "gaussian_linear": 0.55, "gaussian_linear_uniform": 0.55}
 TARGET = {"two_moons": 0.56, "gaussian_mixture": 0.56, "gaussian_linear": 0.53, "gaussian_linear_uniform": 0.53}
 Array = np.ndarray
+Draw = Callable[[Array, int], Array]
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def exact(name: str, observation: Array, count: int, seed: int) -> Array:
     return np.concatenate(kept)[:count]
 
 
-def run_ours(name: str, theta: torch.Tensor, x: torch.Tensor, seed: int) -> tuple[Callable[[Array, int], Array], float]:
+def run_ours(name: str, theta: torch.Tensor, x: torch.Tensor, seed: int) -> tuple[Draw, tuple[float, float]]:
     """AmortizedFlow and fit_amortized with their defaults."""
     import pyro
     import pyro.distributions as dist
@@ -150,10 +151,10 @@ def run_ours(name: str, theta: torch.Tensor, x: torch.Tensor, seed: int) -> tupl
         pyro.sample("x", dist.Normal(values, 1.0).to_event(1), obs=data)
 
     guide = pf.AmortizedFlow(model, observed=["x"])
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     given = pf.Simulations({"theta": theta}, {"x": x})
     pf.fit_amortized(guide, simulations=given, seed=seed, progress=False)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - began, time.process_time() - cpu
 
     def draw(observation: Array, count: int) -> Array:
         return guide.sample(torch.as_tensor(observation, dtype=torch.float32), count, seed=seed)["theta"].numpy()
@@ -161,7 +162,7 @@ def run_ours(name: str, theta: torch.Tensor, x: torch.Tensor, seed: int) -> tupl
     return draw, seconds
 
 
-def run_peer(name: str, theta: torch.Tensor, x: torch.Tensor, seed: int) -> tuple[Callable[[Array, int], Array], float]:
+def run_peer(name: str, theta: torch.Tensor, x: torch.Tensor, seed: int) -> tuple[Draw, tuple[float, float]]:
     """NPE of sbi with its neural spline flow and its defaults."""
     from sbi.inference import NPE
     from sbi.utils import BoxUniform
@@ -172,11 +173,11 @@ def run_peer(name: str, theta: torch.Tensor, x: torch.Tensor, seed: int) -> tupl
         prior: Any = torch.distributions.MultivariateNormal(torch.zeros(task.dim), task.prior_sd**2 * torch.eye(task.dim))
     else:
         prior = BoxUniform(-task.bound * torch.ones(task.dim), task.bound * torch.ones(task.dim))
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     inference = NPE(prior, density_estimator="nsf", show_progress_bars=False)
     inference.append_simulations(theta, x).train()
     posterior = inference.build_posterior()
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - began, time.process_time() - cpu
 
     def draw(observation: Array, count: int) -> Array:
         given = torch.as_tensor(observation, dtype=torch.float32)
@@ -190,16 +191,16 @@ def table(path: Path) -> str:
     with path.open() as file:
         rows = list(csv.DictReader(file))
     lines = [
-        f"{'task':<24} {'method':<8} {'seed':>4} {'obs':>4} {'C2ST':>6} {'worst':>6} {'target':>6} {'NPE 2021':>8} {'train s':>8}"
+        f"{'task':<24} {'method':<8} {'seed':>4} {'obs':>4} {'C2ST':>6} {'worst':>6} {'target':>6} {'NPE 2021':>8} {'train s':>8} {'cpu s':>6}"
     ]
     for task in TASKS:
         for method, seed in sorted({(row["method"], row["seed"]) for row in rows if row["task"] == task}):
             found = [row for row in rows if (row["task"], row["method"], row["seed"]) == (task, method, seed)]
             scores = [float(row["c2st"]) for row in found]
-            seconds = float(found[0]["train_seconds"])
+            seconds, cpu = (float(found[0][field]) for field in ("train_seconds", "train_cpu"))
             lines.append(
                 f"{task:<24} {method:<8} {seed:>4} {len(found):>4} {np.mean(scores):>6.3f} {max(scores):>6.3f} "
-                f"{TARGET[task]:>6.2f} {PUBLISHED[task]:>8.2f} {seconds:>8.0f}"
+                f"{TARGET[task]:>6.2f} {PUBLISHED[task]:>8.2f} {seconds:>8.0f} {cpu:>6.0f}"
             )
     return "\n".join(lines)
 
@@ -236,14 +237,16 @@ def main() -> None:
                     observation, reference = public(name, number, arguments.sbibm)
                     score = c2st(reference, draw(observation, arguments.draws))
                     with results.open("a") as file:
-                        csv.writer(file).writerow([method, name, seed, number, f"{score:.4f}", f"{seconds:.1f}", len(theta)])
+                        csv.writer(file).writerow(
+                            [method, name, seed, number, f"{score:.4f}", *(f"{s:.1f}" for s in seconds), len(theta)]
+                        )
                     bar.update()
     print(table(results))
 
 
-def _method(method: str, name: str, theta: torch.Tensor, x: torch.Tensor, seed: int) -> tuple[Callable[[Array, int], Array], float]:
+def _method(method: str, name: str, theta: torch.Tensor, x: torch.Tensor, seed: int) -> tuple[Draw, tuple[float, float]]:
     if method == "exact":
-        return (lambda observation, count: exact(name, observation, count, seed)), 0.0
+        return (lambda observation, count: exact(name, observation, count, seed)), (0.0, 0.0)
     return (run_peer if method == "sbi NPE" else run_ours)(name, theta, x, seed)
 
 

@@ -59,7 +59,7 @@ def fit_amortized(
     warm_start: bool = False,
     lr: float = 3e-3,
     batch_size: int = 256,
-    max_epochs: int = 100,
+    max_epochs: int = 200,
     patience: int = 30,
     validation_share: float = 0.1,
     max_time: float | None = None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 
 import torch
 from torch import Tensor, nn
@@ -87,21 +86,16 @@ class RegressionFlow(FlowTransform):
             >>> RegressionFlow(flows.nsf_coupling(2, 1), regression).initialize(c + torch.randn(200, 2), c)
         """
         y, context = y.detach(), None if context is None else context.detach()
-        plain = copy.deepcopy(nn.ModuleList([self.regression, self.correlation]))
         self.regression.initialize(y, context)
         with torch.no_grad():
             self.correlation.initialize(self.regression.inverse_and_log_det(y, context)[0])
         single = nn.ModuleList([self.regression, self.correlation])
-        # Together they have more than one optimum, so the climb begins at both.
-        found = [_climbed(start, y.double(), None if context is None else context.double()) for start in (single, plain)]
-        loss, best = min(found, key=lambda pair: pair[0])
-        if math.isfinite(loss):
-            single.load_state_dict(best.state_dict())
+        single.load_state_dict(_climbed(single, y.double(), None if context is None else context.double()).state_dict())
 
 
 @torch.enable_grad()
-def _climbed(start: nn.ModuleList, y: Tensor, context: Tensor | None) -> tuple[float, nn.ModuleList]:
-    """Regression and correlation of greatest likelihood together, from a start, in float64; and minus that likelihood."""
+def _climbed(start: nn.ModuleList, y: Tensor, context: Tensor | None) -> nn.ModuleList:
+    """Regression and correlation of greatest likelihood together, from a start, in float64."""
     trial = copy.deepcopy(start).double()
     regression, correlation = trial
     optimiser = torch.optim.LBFGS(trial.parameters(), max_iter=100, tolerance_grad=1e-6, line_search_fn="strong_wolfe")
@@ -119,8 +113,6 @@ def _climbed(start: nn.ModuleList, y: Tensor, context: Tensor | None) -> tuple[f
 
     before, kept = float(loss().detach()), copy.deepcopy(trial.state_dict())
     optimiser.step(closure)
-    after = float(loss().detach())
-    if after <= before:
-        return after, trial
-    trial.load_state_dict(kept)  # worse, or NaN
-    return (before if math.isfinite(before) else math.inf), trial
+    if not float(loss().detach()) <= before:  # worse, or NaN
+        trial.load_state_dict(kept)
+    return trial
