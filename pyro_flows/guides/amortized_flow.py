@@ -19,6 +19,7 @@ from pyro_flows.distributions import FlowDistribution, FlowEnsemble
 from pyro_flows.flows.registry import FlowFactory, build, get
 from pyro_flows.model.latents import FlatLatents
 from pyro_flows.model.simulate import Simulations, SimulationTarget, draw, read_target
+from pyro_flows.model.simulator import generators_kept
 from pyro_flows.model.sites import is_circular
 from pyro_flows.model.structure import LatentSite, ModelStructure
 from pyro_flows.transforms import Compose, RegressionFlow, TruncatedRegression
@@ -132,8 +133,8 @@ class AmortizedFlow(FlatGuide):
         """
         if self.prototype_trace is None:
             target = self.read(*args, **kwargs)
-            with torch.random.fork_rng():
-                torch.manual_seed(0)
+            with generators_kept():
+                pyro.set_rng_seed(0)
                 pilot = draw(target, _PILOT_RUNS)
                 if pilot.path in ("vmap", "plate"):
                     pilot = draw(target, _PILOT)
@@ -194,7 +195,7 @@ class AmortizedFlow(FlatGuide):
         """Set what Pyro's guides and :class:`FlatGuide` need: a trace of the latents, their plates and transforms."""
         data = {name: target.structure.observed[name] for name in self.observed_shapes}
         given = poutine.condition(target.model, data={**data, **target.structure.initial})
-        with torch.no_grad(), torch.random.fork_rng():
+        with torch.no_grad(), generators_kept():
             trace = poutine.block(poutine.trace(given).get_trace)(*target.args, **target.kwargs)
         names = {site.name for site in sites}
         for name, node in list(trace.nodes.items()):

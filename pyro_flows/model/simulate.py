@@ -5,9 +5,11 @@ from __future__ import annotations
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -151,7 +153,8 @@ def read_target(
         if why:
             raise ValueError(f"site {name!r} {why}; simulations would not follow the model. Train by the ELBO, with AutoFlow")
     data = {name: sites[name]["value"] for name in named}
-    structure = read_model(poutine.condition(model, data=data), args, kwargs)
+    with generators_kept():  # a simulator runs in it
+        structure = read_model(poutine.condition(model, data=data), args, kwargs)
     if structure.subsampled:
         raise ValueError(
             f"plates {list(structure.subsampled)} are subsampled; a guide of whole data sets needs all data in each run"
@@ -209,14 +212,14 @@ def simulate(
         raise ValueError(f"num_simulations must be a positive integer, got {num_simulations!r}")
     if not 0 <= max_failed < 1:
         raise ValueError(f"max_failed must be a share of at least 0 and below 1, got {max_failed!r}")
-    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or seed < 0):
-        raise ValueError(f"seed must be an integer of at least 0 or None, got {seed!r}")
+    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32):
+        raise ValueError(f"seed must be an integer from 0 to 2**32 - 1 or None, got {seed!r}")
     if not isinstance(num_workers, int) or isinstance(num_workers, bool) or not (num_workers == -1 or num_workers >= 1):
         raise ValueError(f"num_workers must be a positive integer, or -1 for one per core, got {num_workers!r}")
     target = read_target(model, args, dict(kwargs or {}), observed)
-    with torch.random.fork_rng(enabled=seed is not None):
+    with generators_kept() if seed is not None else nullcontext():
         if seed is not None:
-            torch.manual_seed(seed)
+            pyro.set_rng_seed(seed)  # numpy's too, which a model may use
         return draw(target, num_simulations, latents, num_workers=num_workers, max_failed=max_failed, progress=progress)
 
 

@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.distributions import constraints
 from tqdm import tqdm
 
+from .sites import is_subsample
+
 Simulator = Callable[[dict[str, Tensor]], Any]
 Run = tuple[Tensor | None, str | None]
 
@@ -57,7 +59,8 @@ class SimulatorModel:
         """Draw the latents and, unless given, the data."""
         with poutine.trace() as tracer:
             self.prior()
-        latents = {name: node["value"] for name, node in tracer.trace.iter_stochastic_nodes()}
+        nodes = {name: node for name, node in tracer.trace.nodes.items() if node["type"] == "sample" and not is_subsample(node)}
+        latents = {name: node["value"] for name, node in nodes.items()}
         return pyro.sample(self.site, _Simulated(self.simulator, latents, None if data is None else data.shape), obs=data)
 
 

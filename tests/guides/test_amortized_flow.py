@@ -130,14 +130,15 @@ def test_no_mass_lies_outside_a_support(far):
     assert bool(torch.isfinite(guide.log_prob(draws, far * torch.ones(3, 5))).all())
 
 
-def test_sites_in_a_guide_trace_carry_the_density_of_the_guide(trained):
-    guide, _ = trained
-    y = torch.tensor([1.0, 2.0, 1.5, 0.5])
-    trace = poutine.trace(guide).get_trace(y)
+@pytest.mark.parametrize("model", [normal_model, bounded_model])
+def test_sites_in_a_guide_trace_carry_the_density_of_the_guide(model):
+    name, x = ("y", torch.tensor([1.0, 2.0, 1.5, 0.5])) if model is normal_model else ("x", torch.tensor([0.9, 2.5, 0.2, 0.3, 0.5]))
+    guide = pf.AmortizedFlow(model, observed=[name]).setup()
+    trace = poutine.trace(guide).get_trace(x)
     trace.compute_log_prob()
-    value = trace.nodes["mean"]["value"]
+    latents = {site: trace.nodes[site]["value"] for site in guide.constrain(torch.zeros(guide.latent_dim))[0]}
     total = sum(node["log_prob_sum"] for node in trace.nodes.values() if node["type"] == "sample")
-    torch.testing.assert_close(total, guide.log_prob({"mean": value}, y))
+    torch.testing.assert_close(total, guide.log_prob(latents, x))
 
 
 def test_predictive_draws_latents_and_data(trained):

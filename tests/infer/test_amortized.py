@@ -88,7 +88,7 @@ def test_fresh_simulations_are_new_in_every_epoch(monkeypatch):
 
 
 def test_rounds_simulate_where_the_posterior_is_and_find_it():
-    # a + sin(a) / 2 = 3 at a = 2.86, where the slope is 0.52: the posterior sd is near 0.1 / 0.52 = 0.19, a fiftieth of the prior's.
+    # a + sin(a) / 2 = 3 at a = 2.86, where the slope is 0.52: the posterior sd is near 0.1 / 0.52 = 0.19.
     def narrow(x=None):
         a = pyro.sample("a", dist.Normal(0.0, 10.0))
         pyro.sample("x", dist.Normal(a + 0.5 * a.sin(), 0.1), obs=x)
