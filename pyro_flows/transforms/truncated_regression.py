@@ -53,6 +53,8 @@ class TruncatedRegression(FlowTransform):
     lower: Tensor
     upper: Tensor
     bounded: Tensor
+    low: Tensor
+    high: Tensor
 
     def __init__(self, lower: Tensor, upper: Tensor, context_dim: int = 0) -> None:
         if lower.dim() != 1 or lower.shape != upper.shape:
@@ -67,6 +69,8 @@ class TruncatedRegression(FlowTransform):
         self.bias = nn.Parameter(torch.zeros_like(self.lower))
         self.log_scale = nn.Parameter(torch.zeros_like(self.lower))
         self._any_bounded = bool(self.bounded.any())
+        self.register_buffer("low", torch.isfinite(self.lower).nonzero()[:, 0])
+        self.register_buffer("high", torch.isfinite(self.upper).nonzero()[:, 0])
         if self._any_bounded:
             self.codomain = constraints.independent(constraints.interval(self.lower, self.upper), 1)
 
@@ -131,7 +135,7 @@ class TruncatedRegression(FlowTransform):
     @property
     def num_outside(self) -> int:
         """Number of columns of :meth:`outside`."""
-        return int(torch.isfinite(self.lower).sum() + torch.isfinite(self.upper).sum())
+        return len(self.low) + len(self.high)
 
     def outside(self, context: Tensor | None = None) -> Tensor:
         """Mass of the normal before truncation beyond each finite bound, lower ones first.
@@ -147,10 +151,8 @@ class TruncatedRegression(FlowTransform):
             [0.5]
         """
         location, scale = self._location(context), self.log_scale.exp()
-        low = torch.isfinite(self.lower).nonzero()[:, 0]
-        high = torch.isfinite(self.upper).nonzero()[:, 0]
-        below = (self.lower[low] - location.index_select(-1, low)) / scale[low]
-        above = (location.index_select(-1, high) - self.upper[high]) / scale[high]
+        below = (self.lower[self.low] - location.index_select(-1, self.low)) / scale[self.low]
+        above = (location.index_select(-1, self.high) - self.upper[self.high]) / scale[self.high]
         return torch.cat([ndtr(below), ndtr(above)], -1)
 
     def initialize(self, y: Tensor, context: Tensor | None = None) -> None:

@@ -127,6 +127,8 @@ def test_no_mass_lies_outside_a_support(far):
     for name, site in (("theta", dist.Uniform(-torch.ones(2), torch.tensor([1.0, 3.0]))), ("scale", dist.HalfNormal(1.0))):
         assert bool(torch.isfinite(site.log_prob(draws[name])).all())
     assert bool(dist.constraints.simplex.check(draws["share"]).all())
+    on_the_edge = guide.constrain(torch.full((guide.latent_dim,), 3.0))[0]["theta"]  # as rounding may make it
+    assert bool(torch.isfinite(dist.Uniform(-torch.ones(2), torch.tensor([1.0, 3.0])).log_prob(on_the_edge)).all())
     assert bool(torch.isfinite(guide.log_prob(draws, far * torch.ones(3, 5))).all())
 
 
