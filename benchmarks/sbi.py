@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import argparse
 import bz2
+import contextlib
 import csv
 import math
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -174,8 +176,9 @@ def run_peer(name: str, theta: torch.Tensor, x: torch.Tensor, seed: int) -> tupl
     else:
         prior = BoxUniform(-task.bound * torch.ones(task.dim), task.bound * torch.ones(task.dim))
     began, cpu = time.perf_counter(), time.process_time()
-    inference = NPE(prior, density_estimator="nsf", show_progress_bars=False)
-    inference.append_simulations(theta, x).train()
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):  # where it puts its logs
+        inference = NPE(prior, density_estimator="nsf", show_progress_bars=False)
+        inference.append_simulations(theta, x).train()
     posterior = inference.build_posterior()
     seconds = time.perf_counter() - began, time.process_time() - cpu
 

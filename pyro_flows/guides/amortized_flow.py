@@ -12,11 +12,10 @@ import pyro
 import torch
 from pyro import poutine
 from torch import Tensor, nn
-from torch.distributions import constraints
-from torch.distributions.transforms import Transform
 
 from pyro_flows.distributions import FlowDistribution, FlowEnsemble
 from pyro_flows.flows.registry import FlowFactory, build, get
+from pyro_flows.model.intervals import WithinInterval, flat_transform
 from pyro_flows.model.latents import FlatLatents
 from pyro_flows.model.simulate import Simulations, SimulationTarget, draw, read_target
 from pyro_flows.model.simulator import generators_kept
@@ -166,7 +165,7 @@ class AmortizedFlow(FlatGuide):
             ValueError: If a support depends on another latent, or the encoder does not return a finite row per data set.
         """
         structure = target.structure
-        sites = tuple(replace(site, transform=_flat_transform(site)) for site in structure.sites)
+        sites = tuple(replace(site, transform=flat_transform(site)) for site in structure.sites)
         self.structure, self.target = replace(structure, sites=sites), target
         self.latent_dim = structure.dim
         self.observed_shapes = dict(target.observed)
@@ -225,7 +224,7 @@ class AmortizedFlow(FlatGuide):
         """Bounds of the flat vector, ``(D,)`` each."""
         lower, upper = like.new_full((self.latent_dim,), -torch.inf), like.new_full((self.latent_dim,), torch.inf)
         for site in self.structure.sites:
-            if isinstance(site.transform, _Within):
+            if isinstance(site.transform, WithinInterval):
                 lower[site.start : site.stop] = site.transform.lower.to(like).expand(site.shape).reshape(-1)
                 upper[site.start : site.stop] = site.transform.upper.to(like).expand(site.shape).reshape(-1)
         return lower, upper
@@ -468,44 +467,6 @@ class AmortizedMember(nn.Module):
         self.encoder = encoder
         self.flow = flow
         self.distribution = FlowDistribution(Compose([flow, standard]))
-
-
-class _Within(Transform):
-    """The identity on an interval, whose bounds themselves are taken as the nearest number inside."""
-
-    bijective = True
-    sign = 1
-    domain = constraints.real
-    codomain = constraints.real
-
-    def __init__(self, lower: Tensor, upper: Tensor) -> None:
-        super().__init__()
-        self.lower, self.upper = lower, upper
-
-    def _call(self, x: Tensor) -> Tensor:
-        lower, upper = self.lower.to(x).expand_as(x), self.upper.to(x).expand_as(x)
-        return torch.minimum(torch.maximum(x, torch.nextafter(lower, upper)), torch.nextafter(upper, lower))
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        return y
-
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        return torch.zeros_like(x)
-
-
-def _flat_transform(site: LatentSite) -> Any:
-    """From the flat vector to a site: the identity on intervals, whose edges the regression knows; else as it is."""
-    base = site.support
-    while isinstance(base, constraints.independent):
-        base = base.base_constraint
-    if isinstance(base, (type(constraints.interval(0.0, 1.0)), type(constraints.half_open_interval(0.0, 1.0)))):
-        if not hasattr(site.transform, "centre") and not _is_circle(site.transform):
-            return _Within(torch.as_tensor(base.lower_bound), torch.as_tensor(base.upper_bound))
-    return site.transform
-
-
-def _is_circle(transform: Any) -> bool:
-    return hasattr(getattr(transform, "base_transform", transform), "centre")
 
 
 def _positive_scale(rows: Tensor) -> Tensor:
