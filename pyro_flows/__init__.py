@@ -12,39 +12,50 @@ if TYPE_CHECKING:
     from . import data, diagnostics, distributions, flows, guides, infer, model, nn, solvers, testing, transforms
     from .diagnostics import Diagnosis
     from .distributions import FlowDistribution
-    from .guides import AutoFlow, AutoPlateFlow
-    from .infer import Fit, fit
+    from .guides import AmortizedFlow, AutoFlow, AutoPlateFlow
+    from .infer import Fit, fit, fit_amortized
+    from .model import Simulations, SimulatorModel, simulate
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "AmortizedFlow",
     "AutoFlow",
     "AutoPlateFlow",
     "Diagnosis",
     "Fit",
     "FlowDistribution",
+    "Simulations",
+    "SimulatorModel",
     "__version__",
     "data",
     "diagnostics",
     "distributions",
     "fit",
+    "fit_amortized",
     "flows",
     "guides",
     "infer",
     "model",
     "nn",
+    "simulate",
     "solvers",
     "testing",
     "transforms",
 ]
 
 _HOME = {
+    "AmortizedFlow": "guides",
     "AutoFlow": "guides",
     "AutoPlateFlow": "guides",
     "Diagnosis": "diagnostics",
     "Fit": "infer",
     "FlowDistribution": "distributions",
+    "Simulations": "model",
+    "SimulatorModel": "model",
     "fit": "infer",
+    "fit_amortized": "infer",
+    "simulate": "model",
 }
 
 

@@ -27,7 +27,14 @@ TRANSFORMS: dict[str, Factory] = {
     "Planar": t.Planar,
     "Radial": t.Radial,
     "Sylvester": t.Sylvester,
+    "TruncatedRegression": lambda d, c: unbounded_regression(d, c),
+    "RegressionFlow": lambda d, c: t.RegressionFlow(flows.get("real_nvp")(d, c), unbounded_regression(d, c)),
 }
+
+
+def unbounded_regression(dim: int, context_dim: int) -> t.TruncatedRegression:
+    """Without bounds, for the laws are about maps of the whole space."""
+    return t.TruncatedRegression(torch.full((dim,), -torch.inf), torch.full((dim,), torch.inf), context_dim)
 
 
 def non_centring(dim: int) -> t.NonCentring:

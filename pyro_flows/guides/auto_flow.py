@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.distributions.util import sum_rightmost
 from pyro.infer.autoguide import AutoContinuous
 from pyro.infer.autoguide.initialization import init_to_median
 from torch import Tensor
@@ -20,11 +18,11 @@ from pyro_flows.flows.registry import FlowFactory, build, get
 from pyro_flows.transforms import Compose, FlowTransform
 from pyro_flows.transforms.lower_cholesky_affine import LowerCholeskyAffine
 
-from .flow_guide import FlowGuide, fork_generators
-from .site_delta import SiteDelta
+from .automatic_guide import AutomaticGuide, fork_generators
+from .flat_guide import FlatGuide
 
 
-class AutoFlow(FlowGuide, AutoContinuous):  # type: ignore[misc]
+class AutoFlow(AutomaticGuide, FlatGuide, AutoContinuous):  # type: ignore[misc]
     r"""Automatic guide :math:`q(z) = q_0(f^{-1}(z))\,|\det \partial f^{-1}/\partial z|` over all continuous latents.
 
     The unconstrained latents are :math:`z = \mu + L\, f_\theta(\epsilon)`: a flow :math:`f_\theta`, at the identity when training
@@ -191,6 +189,10 @@ class AutoFlow(FlowGuide, AutoContinuous):  # type: ignore[misc]
         return self.distribution.transform.parts[1]  # type: ignore[no-any-return, union-attr, index]
 
     @property
+    def like(self) -> Tensor:
+        return self.whitening.loc
+
+    @property
     def coordinates(self) -> FlowTransform | None:
         """The transform behind the whitening (see :meth:`set_coordinates`), None if there is none."""
         after = self._fixed()[1:]
@@ -242,44 +244,9 @@ class AutoFlow(FlowGuide, AutoContinuous):  # type: ignore[misc]
             self._setup_prototype(*args, **kwargs)
         self._check_call(args, kwargs)
         latent = self.sample_latent(*args, **kwargs)
-        plates = self._create_plates(*args, **kwargs)
-        result = {}
-        for site, unconstrained in self._unpack_latent(latent):
-            name, event_dim = site["name"], site["fn"].event_dim
-            transform = self._transforms[name]
-            value = transform(unconstrained)
-            log_density: Tensor | float = 0.0
-            if poutine.get_mask() is not False:
-                log_det = transform.log_abs_det_jacobian(unconstrained, value)
-                log_density = -sum_rightmost(log_det, log_det.dim() - value.dim() + event_dim)
-            with ExitStack() as stack:
-                for frame in self._cond_indep_stacks[name]:
-                    stack.enter_context(plates[frame.name])
-                result[name] = pyro.sample(name, SiteDelta(value, log_density=log_density, event_dim=event_dim))
-        return result
+        return self._sample_sites(latent, self._create_plates(*args, **kwargs))
 
     # Draws and densities
-
-    def constrain(self, latent: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        r"""Site values of unconstrained latents.
-
-        Args:
-            latent: Unconstrained latents, ``(*, D)``.
-
-        Returns:
-            A dictionary of values ``(*, site shape)`` and :math:`\log|\det|` of the map, ``(*)``.
-        """
-        values: dict[str, Tensor] = {}
-        total = latent.new_zeros(latent.shape[:-1])
-        start = 0
-        for name, shape in self._unconstrained_shapes.items():
-            unconstrained = latent[..., start : start + shape.numel()].reshape(latent.shape[:-1] + shape)
-            transform = self._transforms[name]
-            values[name] = transform(unconstrained)
-            log_det = transform.log_abs_det_jacobian(unconstrained, values[name])
-            total = total + sum_rightmost(log_det, log_det.dim() - total.dim())
-            start += shape.numel()
-        return values, total
 
     def log_prob(self, values: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         """Log-density of the guide at given site values, in the constrained space of the model.
@@ -296,41 +263,7 @@ class AutoFlow(FlowGuide, AutoContinuous):  # type: ignore[misc]
             ValueError: If a site is missing, unknown, of the wrong shape or dtype, or outside its support.
         """
         self.setup(*args, **kwargs)
-        latent, log_det = self._unconstrain(values)
-        edge = ~torch.isfinite(latent).all(-1)
-        inside = torch.where(edge.unsqueeze(-1), torch.zeros_like(latent), latent)
-        log_prob = self.distribution.log_prob(inside) - torch.where(edge, torch.zeros_like(log_det), log_det)
-        return torch.where(edge, torch.full_like(log_prob, -torch.inf), log_prob)
-
-    def unconstrain(self, values: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
-        """Unconstrained latents ``(*, D)`` of site values ``(*, site shape)``, whose batch shapes broadcast.
-
-        Args:
-            values: A value for every latent site.
-            args: Arguments of the model, needed only before :meth:`setup`.
-            kwargs: Keyword arguments of the model.
-
-        Raises:
-            ValueError: If a site is missing, unknown, of the wrong shape or dtype, or outside its support.
-        """
-        self.setup(*args, **kwargs)
-        return self._unconstrain(values)[0]
-
-    def _unconstrain(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        self._check_names(values)
-        parts, log_dets = [], []
-        for name, site in self.prototype_trace.iter_stochastic_nodes():
-            unconstrained, log_det = self._unconstrain_site(name, values[name], self.whitening.loc)
-            batch = log_det.shape[: log_det.dim() - len(site["fn"].batch_shape)]
-            log_dets.append(sum_rightmost(log_det, log_det.dim() - len(batch)))
-            parts.append(unconstrained.reshape(*batch, -1))
-        try:
-            batch = torch.broadcast_shapes(*[part.shape[:-1] for part in parts])
-        except RuntimeError as error:
-            shapes = {name: tuple(torch.as_tensor(value).shape) for name, value in values.items()}
-            raise ValueError(f"values: the batch shapes of the sites do not broadcast, got the shapes {shapes}") from error
-        total = torch.stack([log_det.expand(batch) for log_det in log_dets]).sum(0)
-        return torch.cat([part.expand(*batch, -1) for part in parts], -1), total
+        return self._log_prob(self.distribution, values)
 
     @torch.no_grad()
     def median(self, *args: Any, num_samples: int = 10_000, **kwargs: Any) -> dict[str, Tensor]:
@@ -369,15 +302,6 @@ class AutoFlow(FlowGuide, AutoContinuous):  # type: ignore[misc]
         if not bool(((probs >= 0) & (probs <= 1)).all()):
             raise ValueError(f"quantiles must lie between 0 and 1, got {probs.tolist()}")
         return self.constrain(torch.quantile(latent, probs, dim=0))[0]
-
-    def _unpack_latent(self, latent: Tensor) -> Iterator[tuple[dict[str, Any], Tensor]]:
-        start = 0
-        for name, site in self.prototype_trace.iter_stochastic_nodes():
-            shape = self._unconstrained_shapes[name]
-            event_dim = site["fn"].event_dim + len(shape) - site["value"].dim()
-            full = torch.broadcast_shapes(shape, latent.shape[:-1] + (1,) * event_dim)
-            yield site, latent[..., start : start + shape.numel()].view(full)
-            start += shape.numel()
 
 
 def _shapes(args: Any, kwargs: Any) -> Any:

@@ -16,7 +16,7 @@ from pyro_flows.flows.registry import FlowFactory, get
 from pyro_flows.model.dependence import prior_parents
 from pyro_flows.model.plates import PlateCall, PlateReader, read_plates
 
-from .flow_guide import FlowGuide, fork_generators
+from .automatic_guide import AutomaticGuide, fork_generators
 from .plate_block import PlateBlock, SiteLayout
 from .plate_context import EmbeddingRows, EncoderRows
 from .site_delta import SiteDelta
@@ -24,7 +24,7 @@ from .site_delta import SiteDelta
 ContextKey = str | tuple[str, ...]
 
 
-class AutoPlateFlow(FlowGuide):
+class AutoPlateFlow(AutomaticGuide):
     r"""Automatic guide for models with plates: :math:`q(g)\prod_i q(z_i \mid g, c_i)`.
 
     One flow over the latents outside of the named plates, :math:`g`. For the latents :math:`z_i` of each element of a named plate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .amortized import AmortizedFit, fit_amortized
 from .checkpoint import Checkpoint
 from .distributed import Distributed
 from .fit import fit
@@ -12,8 +13,10 @@ from .path_elbo import PathELBO
 from .renyi_path_elbo import DReGELBO, RenyiPathELBO
 from .result import Fit
 from .training import Schedule
+from .truncated_proposals import fit_truncated
 
 __all__ = [
+    "AmortizedFit",
     "Checkpoint",
     "DReGELBO",
     "Distributed",
@@ -25,4 +28,6 @@ __all__ = [
     "RenyiPathELBO",
     "Schedule",
     "fit",
+    "fit_amortized",
+    "fit_truncated",
 ]

@@ -6,6 +6,20 @@ from .initial import initial_point, prior_points
 from .latents import FlatLatents
 from .log_joint import LogJoint
 from .predict import predictive
+from .simulate import Simulations, simulate
+from .simulator import SimulatorModel
 from .structure import LatentSite, ModelStructure, read_model
 
-__all__ = ["FlatLatents", "LatentSite", "LogJoint", "ModelStructure", "initial_point", "prior_points", "predictive", "read_model"]
+__all__ = [
+    "FlatLatents",
+    "LatentSite",
+    "LogJoint",
+    "ModelStructure",
+    "SimulatorModel",
+    "Simulations",
+    "initial_point",
+    "predictive",
+    "prior_points",
+    "read_model",
+    "simulate",
+]

@@ -15,7 +15,9 @@ from .non_centring import NonCentring
 from .permutation import Permutation
 from .planar import Planar
 from .radial import Radial
+from .regression_flow import RegressionFlow
 from .sylvester import Sylvester
+from .truncated_regression import TruncatedRegression
 from .univariate import Affine, RationalQuadraticSpline, Shift, UnivariateMap
 
 __all__ = [
@@ -38,6 +40,8 @@ __all__ = [
     "Radial",
     "RationalQuadraticSpline",
     "Shift",
+    "RegressionFlow",
     "Sylvester",
+    "TruncatedRegression",
     "UnivariateMap",
 ]

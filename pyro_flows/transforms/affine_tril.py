@@ -67,6 +67,32 @@ class AffineTril(FlowTransform):
             relative + torch.eye(self.input_dim, dtype=relative.dtype, device=relative.device)
         )
 
+    @torch.no_grad()
+    def initialize(self, y: Tensor) -> None:
+        """Take a standard normal to the mean and covariance of data, with the context's share as it is.
+
+        Args:
+            y: Data, ``(N, D)``.
+
+        Raises:
+            ValueError: If their covariance is not positive definite.
+
+        Example:
+            >>> affine = AffineTril(2)
+            >>> affine.initialize(torch.randn(100, 2) + 5.0)
+            >>> bool((affine(torch.zeros(2)) - 5.0).abs().max() < 1.0)
+            True
+        """
+        covariance = torch.cov(y.detach().double().T).reshape(self.input_dim, self.input_dim)
+        factor, info = torch.linalg.cholesky_ex(covariance)
+        if int(info):
+            raise ValueError(f"the covariance of {len(y)} data is not positive definite; give more, or drop constant variables")
+        rows, columns = torch.tril_indices(self.input_dim, self.input_dim, offset=-1, device=y.device)
+        bias, log_diagonal, lower = (self.params.get_parameter(name) for name in self.params.names)
+        bias.copy_(y.detach().mean(0))
+        log_diagonal.copy_(factor.diagonal().log())
+        lower.copy_(factor[rows, columns] / factor.diagonal()[rows])
+
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return :math:`y` of shape ``(*, D)`` and the log-determinant of shape ``(*)``."""
         bias, log_diagonal, lower = self.params(context)
