@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .diagnostics import Diagnosis
     from .distributions import FlowDistribution
     from .guides import AutoFlow
-    from .infer import Fit, fit
+    from .infer import Fit, evaluate_nll, fit
 
 __version__ = "0.1.0.dev0"
 
@@ -26,6 +26,7 @@ __all__ = [
     "data",
     "diagnostics",
     "distributions",
+    "evaluate_nll",
     "fit",
     "flows",
     "guides",
@@ -42,6 +43,7 @@ _HOME = {
     "Diagnosis": "diagnostics",
     "Fit": "infer",
     "FlowDistribution": "distributions",
+    "evaluate_nll": "infer",
     "fit": "infer",
 }
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from .evaluate_nll import NLLEstimate, evaluate_nll
 from .fit import fit
 from .forward_kl import ForwardKLELBO
 from .gaussian import Gaussian
+from .kl_warmup_elbo import KLWarmupELBO
 from .path_elbo import PathELBO, path_log_prob
 from .renyi_path_elbo import DReGELBO, RenyiPathELBO
 from .result import Fit
@@ -15,9 +17,12 @@ __all__ = [
     "Fit",
     "ForwardKLELBO",
     "Gaussian",
+    "KLWarmupELBO",
+    "NLLEstimate",
     "PathELBO",
     "RenyiPathELBO",
     "Schedule",
+    "evaluate_nll",
     "fit",
     "path_log_prob",
 ]
