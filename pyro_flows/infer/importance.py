@@ -98,10 +98,12 @@ class ElementWeights:
             guide, model = particles(guide), particles(model)
         with poutine.block():
             guide_trace = poutine.trace(guide).get_trace(*self._args, **self._kwargs)
+            guide_trace.compute_log_prob()  # at once: a transform without an inverse remembers its last draw alone
             drawn = Trace()  # without plates, whose indices are those of the model
             for site in _sites(guide_trace):
                 drawn.add_node(site["name"], **site)
             model_trace = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*self._args, **self._kwargs)
+            model_trace.compute_log_prob()
         return guide_trace, model_trace
 
     def _check(self, guide_trace: Trace, model_trace: Trace) -> None:
@@ -137,7 +139,6 @@ class ElementWeights:
 
     def _log_prob(self, trace: Trace) -> Tensor:
         """Log-density ``(count, N)``, unscaled."""
-        trace.compute_log_prob()
         total = torch.zeros((), dtype=torch.float64)
         for site in _sites(trace):
             log_prob = torch.as_tensor(scale_and_mask(site["unscaled_log_prob"], mask=site["mask"])).double().cpu()
