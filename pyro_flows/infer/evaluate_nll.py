@@ -138,8 +138,8 @@ def evaluate_nll(
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
     weights = ElementWeights(model, guide, args, dict(kwargs or {}), plate)
-    total = square = torch.full((weights.size,), -math.inf, dtype=torch.float64)
-    mean = torch.zeros(weights.size, dtype=torch.float64)
+    total = square = torch.full((weights.size,), -math.inf, dtype=torch.float64, device="cpu")
+    mean = torch.zeros_like(total)
     done = 0
     with tqdm(total=num_samples, desc="draws", disable=not progress, dynamic_ncols=True) as bar:
         try:

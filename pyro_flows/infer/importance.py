@@ -139,9 +139,9 @@ class ElementWeights:
 
     def _log_prob(self, trace: Trace) -> Tensor:
         """Log-density ``(count, N)``, unscaled."""
-        total = torch.zeros((), dtype=torch.float64)
+        total = torch.zeros((), dtype=torch.float64, device="cpu")
         for site in _sites(trace):
-            log_prob = torch.as_tensor(scale_and_mask(site["unscaled_log_prob"], mask=site["mask"])).double().cpu()
+            log_prob = scale_and_mask(site["unscaled_log_prob"], mask=site["mask"]).double().cpu()
             log_prob = log_prob.reshape((1,) * (self._nesting + 1 - log_prob.dim()) + log_prob.shape)
             others = [dim for dim in range(-self._nesting, 0) if dim != self._dim]
             log_prob = log_prob.sum(others) if others else log_prob
@@ -173,4 +173,4 @@ def _sites(*traces: Trace) -> Iterable[dict[str, Any]]:
 
 
 def _is_usable(site: dict[str, Any]) -> bool:
-    return bool(torch.isfinite(torch.as_tensor(site["log_prob"])).all())
+    return bool(torch.isfinite(site["log_prob"]).all())

@@ -152,11 +152,11 @@ class KLWarmupELBO(Trace_ELBO):  # type: ignore[misc]
                 )
             if self.free_bits and names:
                 # Where the average is below the free bits it is constant, and has no gradient.
-                value = torch.as_tensor(value).clamp(min=self.free_bits * sum(group.sizes.values()))
+                value = value.clamp(min=self.free_bits * sum(group.sizes.values()))  # type: ignore[union-attr]
             divergence = divergence + value
-        loss = torch.as_tensor(self.weight * divergence - likelihood / self.num_particles)
+        loss = self.weight * divergence - likelihood / self.num_particles
         warn_if_nan(torch_item(loss), "loss")
-        return loss
+        return loss if isinstance(loss, Tensor) else torch.tensor(loss)  # a number where there are no sites
 
 
 @dataclass
@@ -210,7 +210,7 @@ def _size(site: dict[str, Any]) -> float:
     ones = torch.ones_like(log_prob)
     if site["mask"] is not None:
         ones = ones * site["mask"]
-    total = torch.as_tensor(ones * site["scale"]).sum()
+    total = (ones * site["scale"]).sum()
     particles = [frame.size for frame in site["cond_indep_stack"] if frame.name == _PARTICLES]
     return float(total) / math.prod(particles)
 
