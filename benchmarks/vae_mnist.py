@@ -51,14 +51,13 @@ PIXELS = 784
 class Settings:
     """What all posteriors share."""
 
-    latent_dim: int = 8
+    latent_dim: int = 10
     context_dim: int = 64
     hidden: int = 256
-    steps: int = 5000
+    steps: int = 2000
     batch: int = 128
-    lr: float = 1e-3
-    warmup: int = 1000
-    dropout: float = 0.0
+    lr: float = 3e-3
+    warmup: int = 400
     samples: int = 1000
 
 
@@ -180,8 +179,6 @@ class VAE(nn.Module):
         super().__init__()
         self.encoder = MLP(PIXELS, settings.context_dim, (settings.hidden,))
         self.decoder = MLP(settings.latent_dim, PIXELS, (settings.hidden,))
-        self.dropout = nn.Dropout(settings.dropout)
-        # The generator, so that all have the same encoder and decoder at the start whatever the posterior draws.
         self.posterior = posterior(settings.latent_dim, settings.context_dim)
         self.latent_dim = settings.latent_dim
 
@@ -194,7 +191,7 @@ class VAE(nn.Module):
     def guide(self, x: Tensor) -> None:
         pyro.module("vae", self)
         with pyro.plate("data", len(x)):
-            pyro.sample("z", self.posterior(nn.functional.silu(self.encoder(self.dropout(x)))))
+            pyro.sample("z", self.posterior(nn.functional.silu(self.encoder(x))))
 
 
 def train(vae: VAE, images: Tensor, held_out: Tensor, settings: Settings, name: str) -> tuple[float, float, int]:
@@ -281,6 +278,7 @@ def main() -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value, help=f"default {value}")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    pyro.enable_validation(False)
     settings = Settings(**{name: getattr(options, name) for name in asdict(Settings())})
     lines = options.out.read_text().splitlines() if options.out.exists() else []
     rows = [row for row in map(json.loads, lines) if row["settings"] == asdict(settings)]
