@@ -94,7 +94,8 @@ def evaluate_nll(
 
     :math:`-\log \frac1S \sum_{s=1}^S \frac{p(x_i, z_{is})}{q(z_{is} \mid x_i)}` with :math:`z_{is} \sim q(\cdot \mid x_i)`. In
     expectation it is at or above the truth, by about half the squared standard error, and falls to it as S grows.
-    The scale of a subsampled plate is left out, and with it that of any ``poutine.scale``. Masks hold.
+    The scale of a subsampled plate is left out, and with it that of any ``poutine.scale``. Masks hold. As with all importance
+    sampling, weights do not tell of a mode that the guide never visits: then the estimate is too high, and its error looks small.
 
     Draws run together, ``chunk_size`` in a plate of their own, where model and guide were seen to give the same as one by one.
     Interrupted from the keyboard, it returns what the draws so far say.
