@@ -1,7 +1,7 @@
 """Pictures of autoencoders on MNIST: reconstructions, and posteriors of two latents that are not Gaussian.
 
 For the second, a decoder of two latents is trained with a flow posterior and then held fixed, while a diagonal Gaussian and the
-flow are each trained for it anew: both face the same true posterior, p(z | x) on a grid. Shown are the images among the first 300
+flow are each trained for it anew: both face the same true posterior, p(z | x) on a grid. Shown are the images among the first 100
 of the test set whose true posterior is farthest from the Gaussian of its mean and covariance, no two of them close to each other.
 Colours hold 50, 80 and 95 per cent of the true posterior's mass, and the same densities in the others; lines are the true one.
 """
@@ -84,11 +84,11 @@ def true_posterior(vae: VAE, x: Tensor, grid: Grid) -> Tensor:
     return log_joint.softmax(0) / grid.cell
 
 
-def zoomed(vae: VAE, x: Tensor) -> Grid:
+def zoomed(vae: VAE, x: Tensor, size: int = 61) -> Grid:
     """A grid over where the posterior has its mass."""
     low, high = torch.full((2,), -4.0), torch.full((2,), 4.0)
-    for size in (161, 81):  # twice, for the first is coarse
-        grid = Grid(low, high, size)
+    for _ in range(2):  # twice, for the first is coarse
+        grid = Grid(low, high, 61)
         mass = true_posterior(vae, x, grid)
         inside = grid.points[mass > 1e-3 * mass.max()]
         middle, half = (
@@ -96,7 +96,7 @@ def zoomed(vae: VAE, x: Tensor) -> Grid:
             (inside.amax(0) - inside.amin(0)).max() * 0.65 + 2 * math.sqrt(grid.cell),
         )
         low, high = middle - half, middle + half
-    return Grid(low, high, 121)
+    return Grid(low, high, size)
 
 
 def distance_from_gaussian(density: Tensor, grid: Grid) -> float:
@@ -116,7 +116,7 @@ def posteriors(vaes: dict[str, VAE], images: Tensor, chosen: list[int], path: Pa
         x = images[index]
         row[0].imshow(x.reshape(28, 28), cmap="gray_r")
         row[0].set_axis_off()
-        grid = zoomed(next(iter(vaes.values())), x)
+        grid = zoomed(next(iter(vaes.values())), x, 121)
         truth = true_posterior(next(iter(vaes.values())), x, grid)
         ranked = truth.sort(descending=True).values
         # Contours around 95, 80 and 50 per cent of the mass of the true posterior; the same densities in all panels.
@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA, help="zipped IDX file of 10,000 images")
     parser.add_argument("--out", type=Path, default=Path("vae_pictures"), help="folder of the pictures")
     parser.add_argument("--steps", type=int, default=Settings().steps, help=f"training steps (default {Settings().steps})")
-    parser.add_argument("--images", type=int, default=300, help="images to look through for posteriors (default 300)")
+    parser.add_argument("--images", type=int, default=100, help="images to look through for posteriors (default 100)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     pyro.enable_validation(False)

@@ -138,6 +138,8 @@ def evaluate_nll(
     for name, value, least in (("num_samples", num_samples, 2), ("chunk_size", chunk_size, 1)):
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise ValueError(f"kwargs must be a mapping of keyword arguments, got {type(kwargs).__name__}")
     weights = ElementWeights(model, guide, args, dict(kwargs or {}), plate)
     total = square = torch.full((weights.size,), -math.inf, dtype=torch.float64, device="cpu")
     mean = torch.zeros_like(total)

@@ -258,7 +258,8 @@ def test_what_has_no_likelihood_by_element_is_refused():
     check(fa.model, 3, "guide must be callable")
     check(fa.model, fa.guide, "num_samples must be an integer of at least 2", num_samples=1)
     check(fa.model, fa.guide, "chunk_size must be an integer of at least 1", chunk_size=0)
-    check(fa.model, fa.guide, "plate 'data' is subsampled", fa.x, 100, plate=None)
+    check(fa.model, fa.guide, "kwargs must be a mapping", kwargs=[1])
+    check(fa.model, fa.guide, "plate 'data' is subsampled", plate=None, kwargs={"size": 100})
 
     def more(x):
         fa.guide(x)
