@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .diagnostics import Diagnosis
     from .distributions import FlowDistribution
     from .guides import AmortizedFlow, AutoFlow, AutoPlateFlow
-    from .infer import Fit, fit, fit_amortized
+    from .infer import Fit, evaluate_nll, fit, fit_amortized
     from .model import Simulations, SimulatorModel, simulate
 
 __version__ = "0.1.0.dev0"
@@ -31,6 +31,7 @@ __all__ = [
     "data",
     "diagnostics",
     "distributions",
+    "evaluate_nll",
     "fit",
     "fit_amortized",
     "flows",
@@ -53,6 +54,7 @@ _HOME = {
     "FlowDistribution": "distributions",
     "Simulations": "model",
     "SimulatorModel": "model",
+    "evaluate_nll": "infer",
     "fit": "infer",
     "fit_amortized": "infer",
     "simulate": "model",

@@ -5,10 +5,12 @@ from __future__ import annotations
 from .amortized import AmortizedFit, fit_amortized
 from .checkpoint import Checkpoint
 from .distributed import Distributed
+from .evaluate_nll import NLLEstimate, evaluate_nll
 from .fit import fit
 from .forward_kl import ForwardKLELBO
 from .full_size import FullSize
 from .gaussian import Gaussian
+from .kl_warmup_elbo import KLWarmupELBO
 from .path_elbo import PathELBO
 from .renyi_path_elbo import DReGELBO, RenyiPathELBO
 from .result import Fit
@@ -24,9 +26,12 @@ __all__ = [
     "ForwardKLELBO",
     "FullSize",
     "Gaussian",
+    "KLWarmupELBO",
+    "NLLEstimate",
     "PathELBO",
     "RenyiPathELBO",
     "Schedule",
+    "evaluate_nll",
     "fit",
     "fit_amortized",
     "fit_truncated",
