@@ -392,7 +392,7 @@ def run(name: str, task: Task, seed: int, max_steps: int, references: dict[str, 
         "task": name, "seed": seed, "steps": fit.record["steps"], "ms_step": 1000 * fit.record["seconds"] / fit.record["steps"],
         "mean": float(error.mean()), "p99": float(error.quantile(0.99)), "worst": float(error.max()),
         "sd_err": float((local.std(0) / sd - 1).abs().max()), "correlation": correlation, "elbo": diagnosis.elbo,
-        "elbo_normal": autonormal(task, fit.record["steps"]) if fixed else float("nan"),
+        "elbo_normal": autonormal(task, max(10_000, fit.record["steps"])) if fixed else float("nan"),
         "khat": diagnosis.khat, "ess": diagnosis.ess_fraction, "verdict": diagnosis.verdict,
     }  # fmt: skip
 

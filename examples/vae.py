@@ -40,13 +40,11 @@ def make_bars(size: int, generator: torch.Generator) -> Tensor:
 
 
 class VAE(nn.Module):
-    """Encoder, decoder, flow posterior and flow prior."""
+    """Decoder and flow prior."""
 
-    def __init__(self, pixels: int, latent_dim: int = 10, context_dim: int = 64) -> None:
+    def __init__(self, pixels: int, latent_dim: int = 10) -> None:
         super().__init__()
-        self.encoder = MLP(pixels, context_dim, (256,))
         self.decoder = MLP(latent_dim, pixels, (256,))
-        self.posterior = pf.FlowDistribution(pf.flows.iaf(latent_dim, context_dim))
         self.prior = pf.FlowDistribution(pf.flows.nsf_coupling(latent_dim, num_layers=4))
 
     def model(self, x: Tensor) -> None:
@@ -54,11 +52,6 @@ class VAE(nn.Module):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", self.prior)
             pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
-
-    def guide(self, x: Tensor) -> None:
-        pyro.module("vae", self)
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", self.posterior.condition(self.encoder(x)))
 
 
 def main() -> None:
@@ -77,16 +70,17 @@ def main() -> None:
     print(f"{len(train)} images of {images.shape[1]} pixels to train on, {len(test)} held out")
 
     vae = VAE(images.shape[1])
+    guide = pf.AutoPlateFlow(vae.model, context={"data": MLP(images.shape[1], 64, (256,))}, flow="iaf", init_scale=1.0)
     optimiser = pyro.optim.ClippedAdam({"lr": 3e-3, "lrd": 0.1 ** (1 / steps)})
-    svi = SVI(vae.model, vae.guide, optimiser, loss=KLWarmupELBO(warmup_steps=steps // 5))
+    svi = SVI(vae.model, guide, optimiser, loss=KLWarmupELBO(warmup_steps=steps // 5))
     for step in tqdm(range(steps), desc="training", dynamic_ncols=True):
         batch = train[torch.randint(len(train), (128,), generator=generator)]
         svi.step(torch.bernoulli(batch, generator=generator))
         if (step + 1) % max(1, steps // 5) == 0:
-            elbo = -Trace_ELBO().loss(vae.model, vae.guide, test) / len(test)  # the objective itself weighs the divergence
+            elbo = -Trace_ELBO().loss(vae.model, guide, test) / len(test)  # the objective itself weighs the divergence
             tqdm.write(f"step {step + 1:5d}  held-out ELBO {elbo:.2f} nats per image")
 
-    result = pf.evaluate_nll(vae.model, vae.guide, test, plate="data", num_samples=samples, progress=True)
+    result = pf.evaluate_nll(vae.model, guide, test, plate="data", num_samples=samples, progress=True)
     print(f"-log p(x) of a held-out image: {result}")
 
 

@@ -136,7 +136,8 @@ class AutoPlateFlow(AutomaticGuide):
             groups = self._group(sites)
             self._check_dependence(groups, args, kwargs)
             self._check_indices(args, kwargs)
-            call = self._read_call(args, kwargs)
+            with poutine.block():
+                call = self._read_call(args, kwargs)
             self._build(groups, call, args, kwargs)
 
     def _check_loops(self, sites: Sequence[tuple[str, dict[str, Any]]]) -> None:

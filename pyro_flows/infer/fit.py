@@ -34,7 +34,7 @@ def fit(
     minibatches: Iterable[Any] | None = None,
     objective: str = "path",
     num_particles: int | None = None,
-    max_steps: int = 4000,
+    max_steps: int | None = None,
     max_time: float | None = None,
     seed: int | None = None,
     init: Mapping[str, Tensor] | Fit | None = None,
@@ -66,7 +66,7 @@ def fit(
             minimises :math:`\mathrm{KL}(p \| q)` and widens tails. All by path gradients.
         num_particles: Draws per step; None for 256, and fewer where there are more than 32 latents (64 from 128 on), 4 for a guide
             of plates.
-        max_steps: Steps at most, of all guides that are tried.
+        max_steps: Steps at most, of all guides that are tried; None for 4,000, and 20,000 for a guide of plates.
         max_time: Seconds after which training ends, the search for a start included; None for no limit. The look for missed modes
             that comes after it takes some seconds more.
         seed: Makes the fit reproducible and leaves the global generators as they were; None draws from them.
@@ -96,6 +96,8 @@ def fit(
         >>> result.diagnose().verdict
         'good'
     """
+    if max_steps is None:
+        max_steps = 20_000 if isinstance(guide, AutoPlateFlow) else 4000
     _check_arguments(model, objective, num_particles, max_steps, max_time, seed, schedule, callback, kwargs)
     if non_centred is not None and not isinstance(non_centred, bool):
         raise ValueError(f"non_centred must be True, False or None, got {non_centred!r}")

@@ -187,6 +187,4 @@ def _steps_a_pass(guide: AutoPlateFlow, batches: Minibatches, args: tuple[Any, .
 
 def _by_passes(steps: int) -> Schedule:
     usual = Schedule()
-    return replace(
-        usual, window=max(usual.window, steps), min_steps=max(usual.min_steps, 20 * steps), decay=1.0, exact_sd=0.0, alpha=0.0
-    )
+    return replace(usual, window=max(usual.window, steps), min_steps=max(500, 60 * steps), decay=1.0, exact_sd=0.0, alpha=0.0)
