@@ -7,8 +7,8 @@ images are binarised anew at each step, those for validation and test once, by a
 
 so that "none" is the diagonal Gaussian, and all share encoder, decoder, their start, optimiser, schedule, batches and objective.
 Two latents, whose posteriors are far from Gaussian; with four and more, what an encoder of 7,000 images does not know of new ones
-is most of the gap, and no flow closes that. These settings were chosen on the validation images. One thread, and its CPU time.
-Results are added to a file line by line; what is there already is not run again.
+is most of the gap, and no flow closes that. Settings were tried on the split of another seed. One thread, and its CPU time. Results
+are added to a file line by line; what is there already is not run again.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def read_images(path: Path) -> Tensor:
 
 def split(path: Path) -> tuple[Tensor, Tensor, Tensor]:
     """Intensities for training (7,000), binary images for validation (1,000) and test (2,000)."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(1)  # settings were tried on that of 0
     images = read_images(path)
     images = images[torch.randperm(len(images), generator=generator)]
     held_out = torch.bernoulli(images[7000:], generator=generator)
