@@ -6,9 +6,9 @@ images are binarised anew at each step, those for validation and test once, by a
     noise -> flow, which sees the encoder's output h -> location + scale x, both linear in h -> z,
 
 so that "none" is the diagonal Gaussian, and all share encoder, decoder, their start, optimiser, schedule, batches and objective.
-Four latents, since few have posteriors that are far from Gaussian, and with two the seed decides more than the posterior. These
-settings were chosen on the validation images. One thread, and its CPU time. Results are added to a file line by line; what is there
-already is not run again.
+Two latents, whose posteriors are far from Gaussian; with four and more, what an encoder of 7,000 images does not know of new ones
+is most of the gap, and no flow closes that. Settings were tried on the split of another seed. One thread, and its CPU time. Results
+are added to a file line by line; what is there already is not run again.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ PIXELS = 784
 class Settings:
     """What all posteriors share."""
 
-    latent_dim: int = 4
+    latent_dim: int = 2
     context_dim: int = 64
     hidden: int = 256
-    steps: int = 2500
+    steps: int = 4000
     batch: int = 128
-    lr: float = 1e-2
-    warmup: int = 400
+    lr: float = 6e-3
+    warmup: int = 1000
     samples: int = 1000
 
 
@@ -78,7 +78,7 @@ def read_images(path: Path) -> Tensor:
 
 def split(path: Path) -> tuple[Tensor, Tensor, Tensor]:
     """Intensities for training (7,000), binary images for validation (1,000) and test (2,000)."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(1)  # settings were tried on that of 0
     images = read_images(path)
     images = images[torch.randperm(len(images), generator=generator)]
     held_out = torch.bernoulli(images[7000:], generator=generator)

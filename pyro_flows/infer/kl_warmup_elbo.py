@@ -15,7 +15,7 @@ from pyro.poutine import Trace
 from pyro.util import warn_if_nan
 from torch import Tensor
 
-from pyro_flows.model.sites import innermost, is_subsample
+from pyro_flows.model.sites import innermost, is_deterministic, is_subsample
 
 _PARTICLES = "num_particles_vectorized"
 _Group = frozenset[str]
@@ -175,7 +175,8 @@ class _Latents:
 
 
 def _samples(trace: Trace) -> list[dict[str, Any]]:
-    return [site for site in trace.nodes.values() if site["type"] == "sample" and not is_subsample(site)]
+    sites = [site for site in trace.nodes.values() if site["type"] == "sample"]
+    return [site for site in sites if not is_subsample(site) and not is_deterministic(site)]
 
 
 def _groups(model_trace: Trace, guide_trace: Trace) -> dict[_Group, _Latents]:
