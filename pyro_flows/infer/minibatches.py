@@ -16,7 +16,6 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
 from pyro_flows.guides import AutoPlateFlow
-from pyro_flows.model import read_model
 
 from .particle_plate import why_not_together
 from .path_elbo import PathELBO
@@ -114,7 +113,6 @@ def train_on_minibatches(
     plan = schedule or _by_passes(_steps_a_pass(guide, batches, first, kwargs))
 
     options = {"vectorize_particles": together, "max_plate_nesting": nesting}
-    by_parts = (batches.count or 2) > 1 or bool(read_model(model, first, kwargs, allow_local=True).subsampled)
 
     def steps(objective: Callable[..., Trace_ELBO]) -> Callable[[bool], Step]:
         def take(decaying: bool) -> Step:
@@ -175,7 +173,7 @@ def train_on_minibatches(
     if normal.stop_reason == "interrupted" or normal.steps >= max_steps:
         return normal
     guide.recentre(*first, **kwargs)
-    path = partial(PathELBO, plates_only=by_parts)
+    path = partial(PathELBO, plates_only=True)
     return normal.then(run(path, plan, max_steps - normal.steps, 1.0, None))
 
 
