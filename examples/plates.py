@@ -1,4 +1,4 @@
-"""Local latents of a subsampled plate: 2,000 schools, one effect each, trained on minibatches of 100 by two guides.
+"""Local latents of a subsampled plate: 500 schools, one effect each, trained on minibatches of 50 by two guides.
 
 One has a learned row for each school, the other an encoder of its data, which guides schools that it never saw. The model is
 normal, so that the posterior of every effect is known and the error printed is exact.
@@ -40,12 +40,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few steps only")
     arguments = parser.parse_args()
-    size, steps = (200, 30) if arguments.quick else (2000, 5000)
+    size, steps = (200, 30) if arguments.quick else (500, None)
 
     pyro.set_rng_seed(0)
     y = 0.7 + torch.randn(size) + NOISE * torch.randn(size)
     everything = (torch.arange(size), y, size)
-    minibatches = [(part, y[part], size) for part in torch.randperm(size).split(100)]
+    minibatches = [(part, y[part], size) for part in torch.randperm(size).split(50)]
     weight = 1 / (1 + NOISE**2)
     mean = (y.sum() * weight) / (1 + size * weight)
     exact, sd = weight * y + (1 - weight) * mean, NOISE * weight**0.5

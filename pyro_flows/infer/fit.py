@@ -189,14 +189,7 @@ def fit(
             for done in rounds:
                 training = training.then(done)
             training.stop_reason = "interrupted"
-    record.update(
-        steps=training.steps,
-        skipped=training.skipped,
-        draws=training.draws,
-        dropped=training.dropped,
-        stop_reason=training.stop_reason,
-        seconds=time.monotonic() - began,
-    )
+    record.update(training.summary(), seconds=time.monotonic() - began)
     return Fit(auto_guide, log_joint, training, record, model, args, call_kwargs)
 
 
@@ -247,14 +240,7 @@ def _fit_plates(
         callback=callback,
         record=record,
     )
-    record.update(
-        steps=training.steps,
-        skipped=training.skipped,
-        draws=training.draws,
-        dropped=training.dropped,
-        stop_reason=training.stop_reason,
-        seconds=time.monotonic() - began,
-    )
+    record.update(training.summary(), seconds=time.monotonic() - began)
     return Fit(guide, None, training, record, model, args, kwargs)
 
 

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -104,6 +105,16 @@ class Training:
     def steps(self) -> int:
         """Number of steps, those skipped included."""
         return len(self.losses) + self.skipped
+
+    def summary(self) -> dict[str, Any]:
+        """Its figures, for a record."""
+        return {
+            "steps": self.steps,
+            "skipped": self.skipped,
+            "draws": self.draws,
+            "dropped": self.dropped,
+            "stop_reason": self.stop_reason,
+        }
 
     def then(self, other: Training) -> Training:
         """This followed by another."""
