@@ -270,6 +270,27 @@ def _by_nuts(
     return draws.mean(0), draws.std(0)
 
 
+class OrderedNormal(dist.TorchDistribution):  # type: ignore[misc]
+    """Independent centred normals ``(K)``, in ascending order."""
+
+    arg_constraints = {"scale": dist.constraints.positive}
+    support = dist.constraints.ordered_vector
+    has_rsample = True
+
+    def __init__(self, scale: Tensor, validate_args: bool | None = None) -> None:
+        self.scale = scale
+        super().__init__(scale.shape[:-1], scale.shape[-1:], validate_args=validate_args)
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> OrderedNormal:
+        return OrderedNormal(self.scale.expand(*batch_shape, *self.event_shape), validate_args=False)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        return (torch.randn(*sample_shape, *self.batch_shape, *self.event_shape) * self.scale).sort(-1)[0]
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return dist.Normal(0.0, self.scale).log_prob(value).sum(-1) + torch.lgamma(torch.tensor(self.event_shape[0] + 1.0))
+
+
 def science_irt(persons: int, nuts: int) -> Task:
     """Graded response: ordered thresholds N(0, 3), discrimination LogNormal(0, 0.5), ability N(0, 1)."""
     y = data("science_irt")["y"].long().reshape(392, 7)[:persons]
@@ -277,9 +298,7 @@ def science_irt(persons: int, nuts: int) -> Task:
     def model(y: Tensor) -> None:
         with pyro.plate("items", 7, dim=-1):
             slope = pyro.sample("slope", dist.LogNormal(0.0, 0.5))
-            ordered = dist.ImproperUniform(dist.constraints.ordered_vector, (), (3,))
-            threshold = pyro.sample("threshold", ordered)
-            pyro.factor("thresholds", dist.Normal(0.0, 3.0).log_prob(threshold).sum(-1))
+            threshold = pyro.sample("threshold", OrderedNormal(torch.full((3,), 3.0)))
         with pyro.plate("persons", len(y), dim=-2):
             ability = pyro.sample("ability", dist.Normal(0.0, 1.0))
             with pyro.plate("answers", 7, dim=-1):
