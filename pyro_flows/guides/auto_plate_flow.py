@@ -9,12 +9,13 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer.autoguide.initialization import init_to_median
+from pyro.infer.autoguide.initialization import InitMessenger, init_to_median
 from torch import Tensor, nn
 
 from pyro_flows.flows.registry import FlowFactory, get
 from pyro_flows.model.dependence import prior_parents
 from pyro_flows.model.plates import PlateCall, PlateReader, read_plates
+from pyro_flows.model.sites import site_support
 
 from .automatic_guide import AutomaticGuide, fork_generators
 from .plate_block import PlateBlock, SiteLayout
@@ -37,6 +38,8 @@ class AutoPlateFlow(AutomaticGuide):
     Latents in several named plates (nested or crossed) need a context of their own: under the name of their innermost plate, or
     under the tuple of the names where that plate has latents of its own. Plates that are not named must not be subsampled; latents
     in them count as dimensions of the element or, outside of the named plates, of the globals.
+
+    The rows of an encoder for a tuple of plates are in the order of the tuple; for an innermost plate outermost first.
 
     Elements of different blocks are independent given the blocks on which they are conditional: of two crossed plates ``a`` and
     ``b``, the latents of ``a`` know nothing of those of ``b``. Leave the smaller one out of ``context``, where its posterior
@@ -131,6 +134,7 @@ class AutoPlateFlow(AutomaticGuide):
             self._read_sites(args, kwargs)
             sites = list(self.prototype_trace.iter_stochastic_nodes())
             self._check_loops(sites)
+            self._check_circles()
             self._start_values = {name: site["value"].detach() for name, site in sites}
             self._starts = self._start()
             groups = self._group(sites)
@@ -149,14 +153,23 @@ class AutoPlateFlow(AutomaticGuide):
                         f"`with pyro.plate(...)`"
                     )
 
+    def _check_circles(self) -> None:
+        named = self._named
+        for name in self._circular:
+            if any(frame.name in named for frame in self._cond_indep_stacks[name]):
+                raise ValueError(
+                    f"latent site {name!r} lives on a circle, which would be cut at the same angle for all elements of its plate; "
+                    f"leave that plate out of context, or write the angle as the direction of two normal latents"
+                )
+
     def _group(self, sites: Sequence[tuple[str, dict[str, Any]]]) -> dict[tuple[str, ...], list[str]]:
         """Latent sites by the named plates that they are in, outermost first; those without come first, then fewer plates before "
         "more.
         """
-        named = {plate for key in self._context for plate in key}
+        named = self._named
         groups: dict[tuple[str, ...], list[str]] = {}
         for name, _ in sites:
-            frames = sorted(self._cond_indep_stacks[name], key=lambda frame: frame.dim)
+            frames = self._cond_indep_stacks[name]  # outermost first
             for frame in frames:
                 if frame.name not in named and frame.full_size is not None and frame.full_size != frame.size:
                     raise ValueError(
@@ -165,7 +178,9 @@ class AutoPlateFlow(AutomaticGuide):
                         f"learned "
                         f"row per element"
                     )
-            groups.setdefault(tuple(frame.name for frame in frames if frame.name in named), []).append(name)
+            plates = tuple(frame.name for frame in frames if frame.name in named)
+            known = next((group for group in groups if set(group) == set(plates)), plates)  # crossed plates have no order
+            groups.setdefault(known, []).append(name)
         unused = named - {plate for plates in groups for plate in plates}
         if unused:
             raise ValueError(
@@ -180,7 +195,8 @@ class AutoPlateFlow(AutomaticGuide):
             if len(key) == len(plates) and set(key) == set(plates):
                 return key
         innermost = plates[-1:]
-        if innermost in self._context and innermost not in groups:
+        alike = [group for group in groups if group[-1:] == innermost]
+        if innermost in self._context and alike == [plates]:
             return innermost
         name = repr(plates[0]) if len(plates) == 1 else repr(plates)
         raise ValueError(
@@ -206,12 +222,14 @@ class AutoPlateFlow(AutomaticGuide):
         """Refuse indices that the model draws by other means than its plate: a replay would put the guide's in their place."""
         if self.create_plates is not None:
             return  # all indices are those of these plates
-        state = torch.random.get_rng_state()
         with fork_generators(), poutine.block():
+            state = torch.random.get_rng_state()
             first = self._read_call(args, kwargs)
             torch.random.set_rng_state(state)
             torch.rand(())  # another state
-            second = self._read_call(args, kwargs)
+            moved = {name: self._transforms[name](value + torch.randn_like(value)) for name, value in self._starts.items()}
+            second = self._read_call(args, kwargs, moved)
+            self._check_masks(first, second)
         for name, call in first.calls.items():
             other = second.calls[name]
             if call.given and (call.count != other.count or not torch.equal(call.indices, other.indices)):
@@ -222,10 +240,30 @@ class AutoPlateFlow(AutomaticGuide):
                     f"`with pyro.plate(...) as indices`"
                 )
 
+    def _check_masks(self, first: PlateReader, second: PlateReader) -> None:
+        """Refuse masks of local latents that depend on other latents: the guide reads the model before it has drawn any."""
+        if any(
+            plate.count != second.calls[name].count or not torch.equal(plate.indices, second.calls[name].indices)
+            for name, plate in first.calls.items()
+        ):
+            return  # another minibatch has another mask
+        for name, mask in first.masks.items():
+            other = second.masks.get(name)
+            same = (
+                mask is other
+                or (isinstance(mask, Tensor) and isinstance(other, Tensor) and _equal(mask, other))
+                or (isinstance(mask, bool) and mask == other)
+            )
+            if not same:
+                raise ValueError(
+                    f"the mask of latent site {name!r} depends on other latents, which the guide cannot follow; mask by the data"
+                )
+
     def _build(self, groups: Mapping[tuple[str, ...], list[str]], call: PlateReader, args: Any, kwargs: Any) -> None:
         blocks: list[PlateBlock] = []
         sources: dict[tuple[str, ...], nn.Module] = {}
         self._block_source: list[int | None] = []
+        self._row_order: dict[tuple[str, ...], tuple[str, ...]] = {}
         for plates, names in groups.items():
             dims = {plate: call.calls[plate].dim for plate in plates}
             layouts, loc = self._layouts(names, dims)
@@ -235,10 +273,11 @@ class AutoPlateFlow(AutomaticGuide):
             self._block_source.append(None)
             if plates:
                 key = self._source(plates, groups)
-                if key not in sources:
-                    sources[key] = self._make_source(key, [call.calls[plate] for plate in plates], loc)
+                order = key if len(key) == len(plates) else plates
+                sources[key] = self._make_source(key, [call.calls[plate] for plate in order], loc)
                 with torch.enable_grad():  # an encoder whose parameters would not be trained is noticed
-                    rows = sources[key]([call.calls[plate] for plate in plates], args, kwargs)
+                    rows = sources[key]([call.calls[plate] for plate in order], args, kwargs)
+                self._row_order[plates] = order
                 width = rows.shape[-1]
                 if rows.dtype != loc.dtype:
                     raise ValueError(
@@ -275,11 +314,16 @@ class AutoPlateFlow(AutomaticGuide):
             event = unconstrained.shape[len(batch) :]
             kept = tuple(d for d in range(-len(batch), 0) if d not in dims.values() and batch[d] != 1)
             size = torch.Size([batch[d] for d in kept]).numel() * event.numel()
-            layout = SiteLayout(name, self._transforms[name], event_dim, event, batch, kept, start, start + size)
+            layout = SiteLayout(name, event_dim, event, batch, kept, start, start + size)
             layouts.append(layout)
             locs.append(layout.pack(unconstrained, len(batch)).reshape(-1, size).mean(0))
             start += size
         return layouts, torch.cat(locs)
+
+    @property
+    def _named(self) -> set[str]:
+        """The plates of the context."""
+        return {plate for key in self._context for plate in key}
 
     @property
     def _parts(self) -> list[PlateBlock]:
@@ -287,14 +331,33 @@ class AutoPlateFlow(AutomaticGuide):
 
     # One call
 
-    def _read_call(self, args: Any, kwargs: Any) -> PlateReader:
-        local = {plate for key in self._context for plate in key}
+    def set_model(self, model: Callable[..., Any]) -> None:
+        """Give the guide its model back, which a pickle does not hold.
+
+        Args:
+            model: The model that it was made for.
+
+        Raises:
+            ValueError: If it is not callable.
+        """
+        if not callable(model):
+            raise ValueError(f"model must be callable, got {type(model).__name__}")
+        self.__dict__.update(_model=(InitMessenger(self.init_loc_fn)(model),), _raw_model=(model,))
+
+    def _read_call(self, args: Any, kwargs: Any, values: Mapping[str, Tensor] | None = None) -> PlateReader:
+        if self._raw_model[0] is None:
+            raise ValueError("this guide was unpickled without its model; give it back by guide.set_model(model)")
+        local = self._named
         awaited = frozenset(
-            name for name, frames in self._cond_indep_stacks.items() if any(frame.name in local for frame in frames)
+            name
+            for name, frames in self._cond_indep_stacks.items()
+            if any(frame.name in local for frame in frames) or _has_bounds(site_support(self.prototype_trace.nodes[name]["fn"]))
         )
         given = {} if self.create_plates is None else self._given_plates(args, kwargs)
         model = self._raw_model[0] if not given else _Indices(given)(self._raw_model[0])
-        call = read_plates(model, args, kwargs, plates=frozenset(self._prototype_frames), sites=self._start_values, awaited=awaited)
+        call = read_plates(
+            model, args, kwargs, plates=frozenset(self._prototype_frames), sites=values or self._start_values, awaited=awaited
+        )
         missing = sorted(awaited - set(call.shapes))
         if missing:
             raise ValueError(
@@ -302,6 +365,7 @@ class AutoPlateFlow(AutomaticGuide):
             )
         for name in call.shapes:
             self._check_shape(name, call)
+        call.transforms = {**self._transforms, **call.transforms}
         return call
 
     def _given_plates(self, args: Any, kwargs: Any) -> dict[str, Tensor]:
@@ -314,7 +378,7 @@ class AutoPlateFlow(AutomaticGuide):
         site = self.prototype_trace.nodes[name]
         event_dim = site["fn"].event_dim
         sizes = {f.dim - event_dim: call.calls[f.name].count for f in self._cond_indep_stacks[name] if f.name in call.calls}
-        local = {plate for key in self._context for plate in key}
+        local = self._named
         free = {f.dim - event_dim for f in self._cond_indep_stacks[name] if f.name in local}
         same = len(now) == len(at_setup) and all(
             a == b or (i - len(now) in free and b == sizes.get(i - len(now)))
@@ -374,7 +438,7 @@ class AutoPlateFlow(AutomaticGuide):
                 site = f"_{self._pyro_name}_{'_'.join(block.plates) or 'globals'}"
                 latent = pyro.sample(site, block.distribution(context), infer={"is_auxiliary": True})
             seen.append(block.whitened(latent, context))
-            for name, (value, log_det) in block.constrain(latent).items():
+            for name, (value, log_det) in block.constrain(latent, call.transforms).items():
                 event_dim = self.prototype_trace.nodes[name]["fn"].event_dim
                 log_density: Tensor | float = 0.0 if poutine.get_mask() is False else -log_det
                 with ExitStack() as stack:
@@ -391,8 +455,10 @@ class AutoPlateFlow(AutomaticGuide):
         parts = [seen[j] for j in block.parents]
         source = self._block_source[i]
         if source is not None:
-            plates = [call.calls[name] for name in block.plates]
+            plates = [call.calls[name] for name in self._row_order[tuple(block.plates)]]
             rows = self.sources[source](plates, call.args, call.kwargs)
+            by_dim = sorted(range(len(plates)), key=lambda axis: plates[axis].dim)
+            rows = rows.permute(*by_dim, len(plates))
             shape = [1] * -min(block.plates.values())
             for plate in plates:
                 shape[plate.dim] = plate.count
@@ -460,9 +526,12 @@ class AutoPlateFlow(AutomaticGuide):
         unconstrained: dict[str, Tensor] = {}
         total = torch.zeros_like(self._like().sum())
         for name, value in values.items():
-            unconstrained[name], log_det = self._unconstrain_site(name, value, self._like(), call.shapes[name])
+            unconstrained[name], log_det = self._unconstrain_site(
+                name, value, self._like(), call.shapes[name], call.transforms[name], call.supports.get(name)
+            )
             lead = log_det.dim() - len(call.shapes[name]) + self.prototype_trace.nodes[name]["fn"].event_dim
-            total = total - _unmasked(log_det, call.masks.get(name)).reshape(*log_det.shape[:lead], -1).sum(-1)
+            mask = call.masks.get(name) if any(frame.name in self._named for frame in self._cond_indep_stacks[name]) else None
+            total = total - _unmasked(log_det, mask).reshape(*log_det.shape[:lead], -1).sum(-1)
         return total + self.score(unconstrained, call)
 
     def unconstrain(self, values: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
@@ -481,7 +550,9 @@ class AutoPlateFlow(AutomaticGuide):
         call = self.look(*args, **kwargs)
         parts = []
         for name in self._cond_indep_stacks:
-            value, log_det = self._unconstrain_site(name, values[name], self._like(), call.shapes[name])
+            value, log_det = self._unconstrain_site(
+                name, values[name], self._like(), call.shapes[name], call.transforms[name], call.supports.get(name)
+            )
             lead = log_det.dim() - len(call.shapes[name]) + self.prototype_trace.nodes[name]["fn"].event_dim
             parts.append(value.reshape(*value.shape[:lead], -1))
         batch = torch.broadcast_shapes(*[part.shape[:-1] for part in parts])
@@ -590,8 +661,9 @@ class AutoPlateFlow(AutomaticGuide):
             raise ValueError(f"num_samples must be a positive integer, got {num_samples!r}")
         self.setup(*args, **kwargs)
         with torch.no_grad():
-            drawn, _ = self.draw(num_samples, self.look(*args, **kwargs))
-        return {name: self._transforms[name](value) for name, value in drawn.items()}
+            call = self.look(*args, **kwargs)
+            drawn, _ = self.draw(num_samples, call)
+        return {name: call.transforms[name](value) for name, value in drawn.items()}
 
     def median(self, *args: Any, num_samples: int = 1_000, **kwargs: Any) -> dict[str, Tensor]:
         """Median of every latent site for the elements of a call, from draws.
@@ -624,7 +696,7 @@ class AutoPlateFlow(AutomaticGuide):
         probs = torch.as_tensor(quantiles, dtype=self._like().dtype, device=self._like().device).reshape(-1)
         if not bool(((probs >= 0) & (probs <= 1)).all()):
             raise ValueError(f"quantiles must lie between 0 and 1, got {probs.tolist()}")
-        transforms = self._transforms
+        transforms = self.look(*args, **kwargs).transforms
         return {name: transforms[name](torch.quantile(transforms[name].inv(v), probs, dim=0)) for name, v in draws.items()}
 
 
@@ -638,6 +710,13 @@ class _Indices(poutine.messenger.Messenger):  # type: ignore[misc]
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
         if msg["name"] in self.indices and type(msg["fn"]).__name__ == "_Subsample":
             msg["value"] = self.indices[msg["name"]]
+
+
+def _has_bounds(support: Any) -> bool:
+    """Whether a support has bounds that may be others in another call."""
+    return any(
+        isinstance(v, (Tensor, int, float)) and not isinstance(v, bool) for k, v in vars(support).items() if "bound" in k
+    ) or any(_has_bounds(v) for v in vars(support).values() if isinstance(v, torch.distributions.constraints.Constraint))
 
 
 def _key(name: ContextKey) -> tuple[str, ...]:

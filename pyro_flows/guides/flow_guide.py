@@ -82,7 +82,15 @@ class FlowGuide(AutoGuide):  # type: ignore[misc]
             wrong = [f"{sorted(names)} {what}" for what, names in apart.items() if names]
             raise ValueError(f"values must hold the sites {sorted(known)}, got {sorted(values)}: {', '.join(wrong)}")
 
-    def _unconstrain_site(self, name: str, value: Any, like: Tensor, shape: torch.Size | None = None) -> tuple[Tensor, Tensor]:
+    def _unconstrain_site(
+        self,
+        name: str,
+        value: Any,
+        like: Tensor,
+        shape: torch.Size | None = None,
+        transform: Any = None,
+        support: Any = None,
+    ) -> tuple[Tensor, Tensor]:
         r"""Unconstrained value of a site, ``(*, unconstrained shape)``, and :math:`\log|\det|` back, ``(*, batch shape)``.
 
         Args:
@@ -90,11 +98,14 @@ class FlowGuide(AutoGuide):  # type: ignore[misc]
             value: Its value, ``(*, site shape)``.
             like: Tensor whose dtype is expected.
             shape: Shape of the site; that at setup if None.
+            transform: From unconstrained values to the support; that at setup if None.
+            support: The support; that at setup if None.
 
         Raises:
             ValueError: If the value has the wrong shape or dtype, or is outside of the support.
         """
-        site, transform = self.prototype_trace.nodes[name], self._transforms[name]
+        site = self.prototype_trace.nodes[name]
+        transform = self._transforms[name] if transform is None else transform
         shape = site["value"].shape if shape is None else shape
         if not isinstance(value, Tensor):
             value = torch.as_tensor(value, dtype=like.dtype, device=like.device)
@@ -103,7 +114,7 @@ class FlowGuide(AutoGuide):  # type: ignore[misc]
         if value.shape[value.dim() - len(shape) :] != shape:
             expected = ", ".join(["*", *map(str, shape)])
             raise ValueError(f"values[{name!r}] has shape {tuple(value.shape)}, expected ({expected})")
-        support = site_support(site["fn"])
+        support = site_support(site["fn"]) if support is None else support
         fits = torch.isfinite(value) if name in self._circular else support.check(value)
         if not bool(fits.all()) or bool(torch.isnan(value).any()):
             raise ValueError(f"values[{name!r}] must lie in the support {support}, got {value.reshape(-1)[:5].tolist()}")

@@ -27,7 +27,6 @@ class SiteLayout:
 
     Args:
         name: The site.
-        transform: From unconstrained values to the support.
         event_dim: Event dimensions of a value.
         unconstrained_event_shape: Event shape of an unconstrained value.
         batch_shape: Batch shape at setup.
@@ -36,13 +35,11 @@ class SiteLayout:
         stop: Where it ends.
 
     Example:
-        >>> from torch.distributions import identity_transform
-        >>> SiteLayout("x", identity_transform, 0, torch.Size([]), torch.Size([3, 5]), (-2,), 0, 3).kept_shape
+        >>> SiteLayout("x", 0, torch.Size([]), torch.Size([3, 5]), (-2,), 0, 3).kept_shape
         (3,)
     """
 
     name: str
-    transform: Any
     event_dim: int
     unconstrained_event_shape: torch.Size
     batch_shape: torch.Size
@@ -106,8 +103,7 @@ class PlateBlock(nn.Module):
         flow_options: Of a registered flow.
 
     Example:
-        >>> from torch.distributions import identity_transform
-        >>> layout = SiteLayout("x", identity_transform, 0, torch.Size([]), torch.Size([5]), (), 0, 1)
+        >>> layout = SiteLayout("x", 0, torch.Size([]), torch.Size([5]), (), 0, 1)
         >>> block = PlateBlock({"data": -1}, [layout], torch.zeros(1), 0.1, "affine", (), 0)
         >>> block.distribution(None).event_shape
         torch.Size([1])
@@ -196,16 +192,29 @@ class PlateBlock(nn.Module):
             return None
         first, width = self.direct
         count = min(self.dim, width)
+        if not self._flow_is_identity(context):
+            return None  # it sees the rows, and would be another with other rows
         last.get_parameter("weight")[:, first : first + count].mul_(scale[:count])
         return 1 / scale[:count]
 
-    def constrain(self, latent: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        r"""Value and :math:`\log|\det|` of every site, by name; the latter of the batch shape of the site."""
+    def _flow_is_identity(self, context: Tensor | None) -> bool:
+        batch = () if context is None else context.shape[:-1]
+        noise = self.joint.base.expand(torch.Size(batch)).sample()
+        return bool(torch.allclose(self._parts[0].forward_and_log_det(noise, context)[0], noise, atol=1e-5))
+
+    def constrain(self, latent: Tensor, transforms: Mapping[str, Any]) -> dict[str, tuple[Tensor, Tensor]]:
+        r"""Value and :math:`\log|\det|` of every site, by name; the latter of the batch shape of the site.
+
+        Args:
+            latent: Vectors ``(*, d)``.
+            transforms: From unconstrained values to the support, by site.
+        """
         result = {}
         for layout in self.layouts:
             unconstrained = layout.unpack(latent)
-            value = layout.transform(unconstrained)
-            log_det = layout.transform.log_abs_det_jacobian(unconstrained, value)
+            transform = transforms[layout.name]
+            value = transform(unconstrained)
+            log_det = transform.log_abs_det_jacobian(unconstrained, value)
             result[layout.name] = value, sum_rightmost(log_det, log_det.dim() - value.dim() + layout.event_dim)
         return result
 

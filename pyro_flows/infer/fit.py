@@ -216,6 +216,11 @@ def _fit_plates(
             f"sites {list(structure.enumerated)} are enumerated, which fit does for AutoFlow alone; train this guide by SVI with "
             f"TraceEnum_ELBO"
         )
+    if guide._raw_model[0] is None:
+        guide.set_model(model)
+    elif guide._raw_model[0] != model:
+        raise ValueError("guide was made for another model than the one to be fitted; give guide=AutoPlateFlow(model, ...)")
+    guide.train()
     guide.setup(*first, **kwargs)
     parameters = _model_parameters(structure.param_names)
     record: dict[str, Any] = {

@@ -12,10 +12,12 @@ from itertools import islice
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
 from pyro_flows.guides import AutoPlateFlow
+from pyro_flows.model.sites import is_subsample
 
 from .particle_plate import why_not_together
 from .path_elbo import PathELBO
@@ -23,6 +25,8 @@ from .training import Callback, Schedule, Step, Training, descend
 
 #: Minibatches on which states of the guide are compared at the end.
 _COMPARED = 50
+
+_NONE = object()
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -53,7 +57,7 @@ class Minibatches:
         if isinstance(batches, Iterator):
             raise ValueError("minibatches must be gone through many times, and an iterator ends; give a list, or a DataLoader")
         self.batches, self.kwargs = batches, dict(kwargs)
-        if next(iter(batches), None) is None:
+        if next(iter(batches), _NONE) is _NONE:
             raise ValueError("minibatches is empty; give at least one tuple of the model's arguments")
 
     def __iter__(self) -> Iterator[Call]:
@@ -109,19 +113,23 @@ def train_on_minibatches(
     reason = why_not_together(model, guide, first, kwargs, nesting)
     together = reason is None
     record["path"] = "particle plate" if together else "loop over particles"
-    record["path_reasons"] = ["agrees with single runs"] if together else [f"particle plate: {reason}"]
+    record["path_reasons"] = ["agrees with single runs"] if reason is None else [f"particle plate: {reason.splitlines()[0]}"]
     plan = schedule or _by_passes(_steps_a_pass(guide, batches, first, kwargs))
 
     options = {"vectorize_particles": together, "max_plate_nesting": nesting}
+
+    counts = _Counts()
 
     def steps(objective: Callable[..., Trace_ELBO]) -> Callable[[bool], Step]:
         def take(decaying: bool) -> Step:
             count = num_particles * plan.growth if decaying else num_particles
             args, keywords = next(calls)
-            loss = objective(num_particles=count, **options).differentiable_loss(model, guide, *args, **keywords)
+            with counts:
+                loss = objective(num_particles=count, **options).differentiable_loss(model, guide, *args, **keywords)
             value = float(loss.detach())
             if math.isfinite(value):
-                loss.backward()
+                # The elements of a minibatch that is smaller than the others would else count for more than theirs.
+                (counts.share * (batches.count or 1) * loss).backward()
             return Step(value, math.nan, count, 0, lambda: "")
 
         return take
@@ -173,8 +181,41 @@ def train_on_minibatches(
     if normal.stop_reason == "interrupted" or normal.steps >= max_steps:
         return normal
     guide.recentre(*first, **kwargs)
-    path = partial(PathELBO, plates_only=True)
-    return normal.then(run(path, plan, max_steps - normal.steps, 1.0, None))
+    path: Callable[..., Trace_ELBO] = partial(PathELBO, plates_only=True)
+    try:
+        path(**options).differentiable_loss(model, guide, *first, **kwargs)
+    except ValueError as error:
+        if "when the guide is run again" not in str(error):
+            raise
+        path = Trace_ELBO
+        record["path_reasons"].append("total gradients: the guide draws random numbers outside of its sample sites")
+    before = copy.deepcopy(modules.state_dict())
+    try:
+        trained = run(path, plan, max_steps - normal.steps, 1.0, [*guide.parameters(), *extra_parameters])
+    except ArithmeticError as error:
+        modules.load_state_dict(before)
+        record["path_reasons"].append(f"the flows were left out: {error}")
+        return replace(normal, stop_reason="flows not finite")
+    finally:
+        guide.eval()  # dropout is for training
+    return normal.then(trained)
+
+
+class _Counts(poutine.messenger.Messenger):  # type: ignore[misc]
+    """Notes which share of its plates a step saw."""
+
+    def __enter__(self) -> _Counts:
+        self.shares: dict[str, float] = {}
+        return super().__enter__()  # type: ignore[no-any-return]
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        if is_subsample(msg):
+            self.shares[msg["name"]] = len(msg["value"]) / msg["fn"].size
+
+    @property
+    def share(self) -> float:
+        """Of the elements of all plates together."""
+        return math.prod(self.shares.values())
 
 
 def _steps_a_pass(guide: AutoPlateFlow, batches: Minibatches, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:

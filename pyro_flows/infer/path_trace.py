@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pyro.distributions as dist
+import torch
 from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
@@ -60,7 +61,25 @@ def path_trace(guide: Callable[..., Any], drawn: Trace, args: tuple[Any, ...], k
         warnings.filterwarnings("ignore", message=".*was not registered in the param store")  # they are in that of the first pass
         trace = poutine.trace(poutine.replay(guide, trace=at)).get_trace(*args, **kwargs)
         trace.compute_log_prob()
+    drawn.compute_log_prob()
+    for name, site in drawn.nodes.items():
+        if site["type"] == "sample" and not is_subsample(site):
+            _check_same(name, site["log_prob"].detach(), trace.nodes[name]["log_prob"].detach())
     return trace
+
+
+def _check_same(name: str, first: Tensor, second: Tensor) -> None:
+    """Refuse a guide that is another when it is run again, as dropout makes it."""
+    if first.shape != second.shape:
+        return
+    difference = (first - second).abs()
+    apart = difference > 0.05 + 0.02 * first.abs()
+    if bool(torch.isfinite(difference).all()) and float(apart.double().mean()) > 0.5:
+        raise ValueError(
+            f"site {name!r} of the guide has another density at the same values when the guide is run again: it draws random "
+            f"numbers "
+            f"outside of its sample sites, as dropout does, and has no path gradient; use Trace_ELBO, or guide.eval()"
+        )
 
 
 @contextmanager

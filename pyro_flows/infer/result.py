@@ -285,9 +285,17 @@ class Fit:
         Returns:
             A tensor ``(S, site shape)`` per observed site.
         """
-        if isinstance(self.guide, AutoPlateFlow) and args:
+        if isinstance(self.guide, AutoPlateFlow) and (args or kwargs):
             check_count("num_samples", num_samples)
             check_seed(seed)
+            if not args:
+                args, kwargs = self._args, {**self._kwargs, **kwargs}
+            drawn = [p.name for p in self.guide.look(*args, **kwargs).calls.values() if not p.given and p.count != p.size]
+            if drawn:
+                raise ValueError(
+                    f"plates {drawn} draw minibatches at these arguments, and latents of one would meet the data of another; give "
+                    f"arguments at which the plates are whole, or pass their indices"
+                )
             with torch.random.fork_rng(enabled=seed is not None):
                 if seed is not None:
                     torch.manual_seed(seed)

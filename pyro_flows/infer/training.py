@@ -240,6 +240,7 @@ def train(
         schedule=schedule,
         progress=progress,
         callback=callback,
+        parameters=[*distribution.parameters(), *extra_parameters],
     )
 
 
@@ -276,7 +277,7 @@ def descend(
     schedule: Schedule,
     progress: bool,
     callback: Callback | None = None,
-    parameters: Sequence[nn.Parameter] | None = None,
+    parameters: Sequence[nn.Parameter],
     sparse: Sequence[nn.Parameter] = (),
 ) -> Training:
     """Take steps by a schedule until the loss falls no more, in place.
@@ -290,7 +291,7 @@ def descend(
         schedule: Step sizes and stop rule.
         progress: Show a bar.
         callback: Called as ``callback(step, loss)`` after each step.
-        parameters: Parameters to be trained; all of ``modules`` if None.
+        parameters: Parameters to be trained.
         sparse: Parameters whose gradients are sparse.
 
     Returns:
@@ -303,8 +304,7 @@ def descend(
         See :func:`train`.
     """
     of_sparse = {id(p) for p in sparse}
-    trained = modules.parameters() if parameters is None else parameters
-    dense = [p for p in trained if p.requires_grad and id(p) not in of_sparse]
+    dense = [p for p in parameters if p.requires_grad and id(p) not in of_sparse]
     optimizer = torch.optim.Adam(dense, lr=schedule.lr, fused=True)
     lazy = torch.optim.SparseAdam(list(sparse), lr=schedule.lr) if sparse else None
     done, stop, clip = Training(), _Progress(schedule), Clip()
@@ -321,7 +321,8 @@ def descend(
                 for group in each.param_groups if each is not None else []:
                     group["lr"] = lr
             try:
-                modules.zero_grad(set_to_none=True)
+                for parameter in (*modules.parameters(), *parameters, *sparse):
+                    parameter.grad = None
                 step_done = take(decay_from is not None)
                 loss, sd = step_done.loss, step_done.log_weight_sd
                 done.draws, done.dropped = done.draws + step_done.draws, done.dropped + step_done.dropped

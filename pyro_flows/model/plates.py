@@ -11,7 +11,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from .sites import InitToSupport, Site, is_subsample
+from .sites import InitToSupport, Site, is_circular, is_subsample, site_support, site_transform
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,8 @@ class PlateReader(poutine.messenger.Messenger):  # type: ignore[misc]
         calls: The plates that were noted, by name.
         masks: The mask at each latent site that was passed.
         shapes: The shape of a value of each.
+        transforms: The bijection to the support of each, as it is in this call.
+        supports: The support of each.
         args: Arguments of the call.
         kwargs: Keyword arguments of the call.
     """
@@ -77,6 +79,8 @@ class PlateReader(poutine.messenger.Messenger):  # type: ignore[misc]
     shapes: dict[str, torch.Size] = field(default_factory=dict)
     given: set[str] = field(default_factory=set)
     indices: dict[str, tuple[int, Tensor]] = field(default_factory=dict)
+    transforms: dict[str, Any] = field(default_factory=dict)
+    supports: dict[str, Any] = field(default_factory=dict)
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
@@ -89,10 +93,18 @@ class PlateReader(poutine.messenger.Messenger):  # type: ignore[misc]
         if msg["is_observed"] or name not in self.sites:
             return
         for frame in msg["cond_indep_stack"]:
-            if frame.name in self.plates and frame.name in self.indices:
+            if frame.name in self.plates and frame.vectorized:
+                if frame.name not in self.indices:
+                    raise ValueError(
+                        f"plate {frame.name!r} has no size, or is made outside of the model; write `with "
+                        f"pyro.plate({frame.name!r}, "
+                        f"size, ...)` in the model"
+                    )
                 size, indices = self.indices[frame.name]
                 self.calls[frame.name] = PlateCall(frame.name, frame.dim, size, indices, frame.name in self.given)
         self.masks[name] = msg["mask"]
+        if not is_circular(msg["fn"]):
+            self.transforms[name], self.supports[name] = site_transform(msg["fn"]), site_support(msg["fn"])
         self.shapes[name] = torch.Size(msg["fn"].shape())
         self.awaited.discard(name)
         if not self.awaited:
@@ -106,7 +118,15 @@ class PlateReader(poutine.messenger.Messenger):  # type: ignore[misc]
             indices = msg["value"]
             if not isinstance(indices, Tensor):
                 indices = torch.as_tensor(indices)
-            self.indices[msg["name"]] = (int(msg["fn"].size), indices)
+            size = int(msg["fn"].size)
+            integral = not (indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool)
+            if not integral or indices.dim() != 1 or not len(indices) or not bool(((indices >= 0) & (indices < size)).all()):
+                raise ValueError(
+                    f"the indices of plate {msg['name']!r} must be integers from 0 to {size - 1}, at least one, in one dimension; "
+                    f"got "
+                    f"{indices.dtype} of shape {tuple(indices.shape)}: {indices.reshape(-1)[:5].tolist()}"
+                )
+            self.indices[msg["name"]] = (size, indices)
 
 
 class _AllNotedSignal(Exception):  # noqa: N818, it is no error

@@ -223,11 +223,11 @@ def test_structures_score_what_they_draw(name):
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_structures_train_on_minibatches(name):
     model, context, y, batch, nesting = STRUCTURES[name]
-    guide = pf.AutoPlateFlow(model, context, flow="real_nvp").setup(y, **batch)
+    guide = pf.AutoPlateFlow(model, context, flow="affine").setup(y, **batch)
     elbo = Trace_ELBO(num_particles=4, vectorize_particles=True, max_plate_nesting=nesting)
     before = sum(elbo.loss(model, guide, y) for _ in range(20)) / 20
-    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), elbo)
-    for _ in range(150):
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.002}), elbo)
+    for _ in range(200):
         svi.step(y, **batch)
     assert sum(elbo.loss(model, guide, y) for _ in range(20)) / 20 < before - 1
 
