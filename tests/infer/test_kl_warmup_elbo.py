@@ -213,13 +213,16 @@ def test_a_plate_without_a_density_of_its_own_is_refused_free_bits():
 def test_deterministic_sites_are_no_latents():
     positive, positive_guide = handing_on(True)
 
-    def noting():
-        positive_guide()
-        with pyro.plate("others", 3):
-            pyro.deterministic("note", torch.ones(3))
+    def noting(stochastic):
+        def inner():
+            stochastic()
+            with pyro.plate("others", 3):
+                pyro.deterministic("note", torch.ones(3))
+
+        return inner
 
     expected = evaluated(KLWarmupELBO(free_bits=0.01), positive, positive_guide)[0]
-    assert evaluated(KLWarmupELBO(free_bits=0.01), positive, noting)[0] == pytest.approx(expected)
+    assert evaluated(KLWarmupELBO(free_bits=0.01), noting(positive), noting(positive_guide))[0] == pytest.approx(expected)
 
 
 def test_masks_scales_and_loops_count_elements_as_they_weigh():
