@@ -210,6 +210,7 @@ def test_a_plate_without_a_density_of_its_own_is_refused_free_bits():
         evaluated(KLWarmupELBO(free_bits=0.1), positive, positive_guide)
 
 
+@pytest.mark.filterwarnings("ignore:Found .* in guide but not model")  # Pyro's word on them
 def test_deterministic_sites_are_no_latents():
     positive, positive_guide = handing_on(True)
 
