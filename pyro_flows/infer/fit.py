@@ -226,7 +226,7 @@ def _fit_plates(
     record: dict[str, Any] = {
         "guide": type(guide).__name__,
         "objective": "path",
-        "num_particles": num_particles or 4,
+        "num_particles": num_particles or 8,
         "seed": seed,
         "model_parameters": sorted(parameters),
         "missed_modes_not_sought": "a guide of plates has no search for them",
@@ -236,7 +236,7 @@ def _fit_plates(
         guide,
         batches,
         list(parameters.values()),
-        num_particles=num_particles or 4,
+        num_particles=num_particles or 8,
         nesting=structure.max_plate_nesting,
         max_steps=max_steps,
         max_time=max_time,
