@@ -227,7 +227,7 @@ class AutoPlateFlow(AutomaticGuide):
             first = self._read_call(args, kwargs)
             torch.random.set_rng_state(state)
             torch.rand(())  # another state
-            moved = {name: self._transforms[name](value + torch.randn_like(value)) for name, value in self._starts.items()}
+            moved = {name: self._transforms[name](value + 2 + torch.randn_like(value)) for name, value in self._starts.items()}
             second = self._read_call(args, kwargs, moved)
             self._check_masks(first, second)
         for name, call in first.calls.items():

@@ -581,3 +581,121 @@ def test_jit_is_refused_or_right():
         warnings.simplefilter("ignore")
         loss = JitTrace_ELBO(ignore_jit_warnings=True).loss(by_index, guide, DATA[:5], torch.arange(5))
     assert abs(loss) < 1e4
+
+
+# What a call may change, and what it may not
+
+
+def bounded(upper, y=None):
+    with pyro.plate("data", len(upper)):
+        z = pyro.sample("z", dist.Uniform(torch.zeros_like(upper), upper))
+        pyro.sample("y", dist.Normal(z, 0.01), obs=y)
+
+
+def test_supports_are_those_of_the_call():
+    guide = pf.AutoPlateFlow(bounded, {"data": lambda upper, y=None: upper[:, None] / 100}, init_scale=1.0)
+    guide.setup(torch.ones(4), torch.full((4,), 0.5))
+    new = torch.tensor([1.0, 100.0, 3.0])
+    draws = guide.sample(2000, new)["z"]
+    assert (draws <= new).all() and (draws.max(0)[0] > 0.8 * new).all()
+    with pytest.raises(ValueError, match="must lie in the support"):
+        guide.log_prob({"z": torch.tensor([2.0, 2.0, 2.0])}, new)
+    trace = poutine.trace(guide).get_trace(new)
+    torch.testing.assert_close(guide.log_prob({"z": trace.nodes["z"]["value"]}, new), trace.log_prob_sum(), rtol=1e-4, atol=1e-4)
+
+
+def test_circular_elements_are_refused():
+    def model():
+        with pyro.plate("data", 4):
+            pyro.sample("angle", dist.VonMises(0.0, 1.0))
+
+    with pytest.raises(ValueError, match="lives on a circle"):
+        pf.AutoPlateFlow(model, {"data": 2}).setup()
+
+
+def test_rows_of_two_plates_are_in_the_order_of_the_key():
+    def model(y):
+        with pyro.plate("a", 3, dim=-1), pyro.plate("b", 3, dim=-2):
+            z = pyro.sample("z", dist.Normal(0.0, 10.0))
+            pyro.sample("y", dist.Normal(z, 0.1), obs=y)
+
+    y = torch.arange(9.0).reshape(3, 3)  # [b, a]
+    for key, rows in ((("a", "b"), lambda y: y.mT[..., None]), (("b", "a"), lambda y: y[..., None])):
+        guide = pf.AutoPlateFlow(model, {key: rows}, flow="affine").setup(y)
+        with poutine.trace() as tracer:
+            guide(y)
+        site = next(site for name, site in tracer.trace.nodes.items() if name.startswith("_"))
+        assert torch.equal(site["fn"].transform.context[..., 0], y)
+
+
+def test_the_innermost_plate_is_that_which_is_entered_last():
+    def model():
+        with pyro.plate("a", 4):
+            u = pyro.sample("u", dist.Normal(0.0, 1.0))
+            with pyro.plate("b", 3):
+                pyro.sample("z", dist.Normal(u, 1.0))
+
+    guide = pf.AutoPlateFlow(model, {"a": 2, "b": 2}).setup()
+    values = guide()
+    assert values["z"].shape == (3, 4)
+    trace = poutine.trace(guide).get_trace()
+    values = {name: trace.nodes[name]["value"] for name in ("u", "z")}
+    torch.testing.assert_close(guide.log_prob(values), trace.log_prob_sum(), rtol=1e-4, atol=1e-4)
+
+
+def test_masks_that_depend_on_latents_are_refused():
+    def model():
+        t = pyro.sample("t", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 20), poutine.mask(mask=torch.sigmoid(t) * 20 > torch.arange(20.0)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ValueError, match="mask of latent site 'z' depends on other latents"):
+        pf.AutoPlateFlow(model, {"data": 2}).setup()
+
+
+@pytest.mark.parametrize(
+    "indices", [torch.tensor([0, -1]), torch.tensor([0, N]), torch.ones(N, dtype=torch.bool), torch.tensor([0.0])]
+)
+def test_indices_that_are_none_are_refused(indices):
+    with pytest.raises(ValueError, match="the indices of plate 'data' must be integers from 0 to 19"):
+        pf.AutoPlateFlow(by_index, {"data": 2}).setup(torch.zeros(len(indices)), torch.tensor(indices))
+
+
+def test_a_plate_made_outside_of_the_model_is_refused():
+    plate = pyro.plate("data", N, subsample_size=5)
+
+    def model(y):
+        with plate as i:
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y[i])
+
+    with pytest.raises(ValueError, match="made outside of the model"):
+        pf.AutoPlateFlow(model, {"data": 2}).setup(DATA)
+
+
+def test_an_unpickled_guide_asks_for_its_model():
+    guide = pickle.loads(pickle.dumps(pf.AutoPlateFlow(by_size, {"data": 2}).setup(DATA)))
+    with pytest.raises(ValueError, match=r"give it back by guide.set_model\(model\)"):
+        guide(DATA)
+    guide.set_model(by_size)
+    assert guide(DATA)["z"].shape == (5,)
+
+
+def test_dropout_has_no_path_gradient():
+    class Dropping(Encoder):
+        def forward(self, y, *_):
+            return torch.nn.functional.dropout(super().forward(y), 0.5, self.training)
+
+    guide = pf.AutoPlateFlow(by_index, {"data": Dropping()}, flow="affine", init_scale=0.5).setup(*FIRST)
+    with torch.no_grad():
+        for parameter in guide.parameters():
+            parameter += 0.5 * torch.randn_like(parameter)
+    with pytest.raises(ValueError, match="when the guide is run again"):
+        PathELBO().differentiable_loss(by_index, guide, *FIRST)
+    guide.eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        PathELBO().differentiable_loss(by_index, guide, *FIRST)
+
+
+FIRST = (DATA[:5], torch.arange(5))

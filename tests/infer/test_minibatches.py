@@ -180,3 +180,51 @@ def test_arguments_without_effect_are_refused():
         pf.fit(model, *EVERYTHING, guide=guide, objective="iwae", progress=False)
     with pytest.raises(ValueError, match="minibatches are for a guide of plates"):
         pf.fit(model, *EVERYTHING, minibatches=Minibatches(), progress=False)
+
+
+def test_elements_of_a_short_minibatch_count_as_much_as_others():
+    """The element of the last minibatch is far off: counted by minibatches, the mean would be five posterior sds away."""
+    y = torch.cat([torch.zeros(8), torch.tensor([6.0])])
+
+    def uneven(indices, y):
+        mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", 9, subsample=indices):
+            z = pyro.sample("z", dist.Normal(mean, 1.0))
+            pyro.sample("y", dist.Normal(z, 0.5), obs=y)
+
+    parts = (torch.arange(4), torch.arange(4, 8), torch.tensor([8]))
+    guide = pf.AutoPlateFlow(uneven, {"data": 2}, flow="affine")
+    batches = [(i, y[i]) for i in parts]
+    result = pf.fit(uneven, torch.arange(9), y, guide=guide, minibatches=batches, seed=0, progress=False)
+    precision = 9 / 1.25 + 0.01
+    assert abs(float(result.sample(4000, seed=0)["mean"].mean()) - float(y.sum()) / 1.25 / precision) < 0.2 * precision**-0.5
+
+
+def test_new_elements_are_predicted_by_keywords_too():
+    def model(x=None, y=None):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 10.0))
+            pyro.sample("y", dist.Normal(z, 0.1), obs=y)
+
+    x = torch.tensor([5.0, -5.0, 5.0])
+    guide = pf.AutoPlateFlow(model, {"data": lambda x, y=None: x[:, None]}, flow="affine")
+    result = pf.fit(model, guide=guide, kwargs={"x": x, "y": x}, seed=0, progress=False, max_steps=600)
+    one, other = result.predict(200, x=-x, y=None)["y"].mean(0), result.predict(200, -x)["y"].mean(0)
+    assert (one * -x > 0).all() and (other * -x > 0).all()
+
+
+def test_prediction_for_minibatches_that_the_model_draws_is_refused():
+    def drawing(y, batch=None):
+        with pyro.plate("data", N, subsample_size=batch) as i:
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(z, NOISE), obs=None if y is None else y[i])
+
+    result = pf.fit(drawing, DATA, guide=pf.AutoPlateFlow(drawing, {"data": 2}), max_steps=3, seed=0, progress=False)
+    with pytest.raises(ValueError, match=r"plates \['data'\] draw minibatches at these arguments"):
+        result.predict(3, None, 4)
+
+
+def test_a_guide_of_another_model_is_refused():
+    guide = pf.AutoPlateFlow(model, {"data": 2})
+    with pytest.raises(ValueError, match="guide was made for another model"):
+        pf.fit(lambda *args: model(*args), *EVERYTHING, guide=guide, progress=False)
