@@ -658,7 +658,7 @@ def test_masks_that_depend_on_latents_are_refused():
 )
 def test_indices_that_are_none_are_refused(indices):
     with pytest.raises(ValueError, match="the indices of plate 'data' must be integers from 0 to 19"):
-        pf.AutoPlateFlow(by_index, {"data": 2}).setup(torch.zeros(len(indices)), torch.tensor(indices))
+        pf.AutoPlateFlow(by_index, {"data": 2}).setup(torch.zeros(len(indices)), indices)
 
 
 def test_a_plate_made_outside_of_the_model_is_refused():
