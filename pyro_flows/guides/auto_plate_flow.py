@@ -163,9 +163,7 @@ class AutoPlateFlow(AutomaticGuide):
                 )
 
     def _group(self, sites: Sequence[tuple[str, dict[str, Any]]]) -> dict[tuple[str, ...], list[str]]:
-        """Latent sites by the named plates that they are in, outermost first; those without come first, then fewer plates before "
-        "more.
-        """
+        """Latent sites by the named plates that they are in, outermost first; those in fewer plates come first."""
         named = self._named
         groups: dict[tuple[str, ...], list[str]] = {}
         for name, _ in sites:
@@ -175,8 +173,7 @@ class AutoPlateFlow(AutomaticGuide):
                     raise ValueError(
                         f"latent site {name!r} is local to plate {frame.name!r}, which is subsampled ({frame.size} of "
                         f"{frame.full_size}) and has no context; give context={{{frame.name!r}: encoder}}, or an integer for a "
-                        f"learned "
-                        f"row per element"
+                        f"learned row per element"
                     )
             plates = tuple(frame.name for frame in frames if frame.name in named)
             known = next((group for group in groups if set(group) == set(plates)), plates)  # crossed plates have no order
@@ -211,11 +208,9 @@ class AutoPlateFlow(AutomaticGuide):
                 if not set(home[parent]) <= set(home[name]):
                     apart = sorted(set(home[parent]) - set(home[name]))
                     raise ValueError(
-                        f"the prior of latent site {name!r} depends on {parent!r}, which is local to plates {apart} that {name!r} "
-                        f"is not "
-                        f"in; the guide cannot express that: nest the plates, or leave {apart} out of context (if not "
-                        f"subsampled), so that "
-                        f"{parent!r} is among the globals"
+                        f"the prior of latent site {name!r} depends on {parent!r}, which is local to plates {apart} that "
+                        f"{name!r} is not in; the guide cannot express that: nest the plates, or leave {apart} out of context "
+                        f"(if not subsampled), so that {parent!r} is among the globals"
                     )
 
     def _check_indices(self, args: Any, kwargs: Any) -> None:
@@ -235,9 +230,8 @@ class AutoPlateFlow(AutomaticGuide):
             if call.given and (call.count != other.count or not torch.equal(call.indices, other.indices)):
                 raise ValueError(
                     f"the model draws the indices of plate {name!r} itself and passes them by subsample=; the guide would use "
-                    f"others. Pass "
-                    f"them as an argument of the model, or let the plate draw them by subsample_size= and take its indices from "
-                    f"`with pyro.plate(...) as indices`"
+                    f"others. Pass them as an argument of the model, or let the plate draw them by subsample_size= and take its "
+                    f"indices from `with pyro.plate(...) as indices`"
                 )
 
     def _check_masks(self, first: PlateReader, second: PlateReader) -> None:
@@ -387,8 +381,7 @@ class AutoPlateFlow(AutomaticGuide):
         if not same:
             raise ValueError(
                 f"latent site {name!r} had shape {at_setup} at setup and has {now} in this call; only the sizes of the plates in "
-                f"context "
-                f"may change"
+                f"context may change"
             )
 
     def _masks(self, block: PlateBlock, call: PlateReader) -> Tensor | bool | None:
@@ -404,8 +397,7 @@ class AutoPlateFlow(AutomaticGuide):
         if not same:
             raise ValueError(
                 f"latent sites {[layout.name for layout in block.layouts]} of {block.label} are masked in different ways; mask "
-                f"whole "
-                f"elements of the plate, or give the masked sites a plate of their own"
+                f"whole elements of the plate, or give the masked sites a plate of their own"
             )
         return first
 
@@ -471,8 +463,7 @@ class AutoPlateFlow(AutomaticGuide):
     # Draws and densities
 
     def recentre(self, *args: Any, **kwargs: Any) -> None:
-        """Make the present location and scale of the latents the units of further training; the guide's distribution stays as it "
-        "is.
+        """Make the present location and scale of the latents the units of further training; the distribution stays as it is.
 
         Steps of an optimiser then move the latents by shares of their present standard deviations, whatever units the model has.
         To be called between a first training of :meth:`affine_parameters` and that of all, with a new optimiser, as ``fit`` does.

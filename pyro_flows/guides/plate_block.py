@@ -64,8 +64,7 @@ class SiteLayout:
             if piece.shape[place] != 1:
                 raise ValueError(
                     f"site {self.name!r}: batch dimension {dim} is that of its own values, and a plate outside of the guide has "
-                    f"taken "
-                    f"it; set max_plate_nesting={len(self.batch_shape)} or more, or declare the dimension by to_event"
+                    f"taken it; set max_plate_nesting={len(self.batch_shape)} or more, or declare the dimension by to_event"
                 )
             # The moved dimension takes the place of one of size 1, so that all others keep their places.
             piece = piece.movedim(axis, place).squeeze(place + 1)

@@ -50,9 +50,8 @@ class EmbeddingRows(nn.Module):
             known = self.sizes[plate.name]
             if plate.size != known:
                 raise ValueError(
-                    f"plate {plate.name!r} has size {plate.size} in this call and had {known} at setup; a learned embedding has a "
-                    f"row "
-                    f"for each element that it was trained on: keep the size, or give context={{{plate.name!r}: encoder}}"
+                    f"plate {plate.name!r} has size {plate.size} in this call and had {known} at setup; a learned embedding has "
+                    f"a row for each element that it was trained on: keep the size, or give context={{{plate.name!r}: encoder}}"
                 )
             indices = plate.indices.to(self.table.weight.device)
             flat = indices if flat is None else flat.unsqueeze(-1) * plate.size + indices
@@ -103,17 +102,15 @@ class EncoderRows(nn.Module):
         if not torch.compiler.is_compiling() and bool(bad.any()):
             raise ValueError(
                 f"context[{label!r}] returned NaN or infinity for {int(bad.sum())} of {bad.numel()} elements; check its input "
-                f"there "
-                f"(missing values: pf.nn.MissingValues)"
+                f"there (missing values: pf.nn.MissingValues)"
             )
         return rows
 
     def _check_gradient(self, rows: Tensor, label: str) -> None:
         if rows.requires_grad and not isinstance(self.encoder, nn.Module):
             raise ValueError(
-                f"context[{label!r}] is a {type(self.encoder).__name__} whose output depends on parameters, which the guide would "
-                f"not "
-                f"train; give an nn.Module that owns them"
+                f"context[{label!r}] is a {type(self.encoder).__name__} whose output depends on parameters, which the guide "
+                f"would not train; give an nn.Module that owns them"
             )
 
     def _of_minibatch(self, rows: Tensor, axis: int, plate: PlateCall, label: str, wanted: str) -> Tensor:
@@ -128,8 +125,7 @@ class EncoderRows(nn.Module):
             if self.rows not in (None, found):
                 raise ValueError(
                     f"context[{label!r}] returned {count} rows, one for every element of the {found}; before, or by rows=, they "
-                    f"were "
-                    f"those of the {self.rows}"
+                    f"were those of the {self.rows}"
                 )
             self.rows = found
         elif not plate.is_full and self.rows is None:

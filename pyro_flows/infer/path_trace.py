@@ -77,8 +77,7 @@ def _check_same(name: str, first: Tensor, second: Tensor) -> None:
     if bool(torch.isfinite(difference).all()) and float(apart.double().mean()) > 0.5:
         raise ValueError(
             f"site {name!r} of the guide has another density at the same values when the guide is run again: it draws random "
-            f"numbers "
-            f"outside of its sample sites, as dropout does, and has no path gradient; use Trace_ELBO, or guide.eval()"
+            f"numbers outside of its sample sites, as dropout does, and has no path gradient; use Trace_ELBO, or guide.eval()"
         )
 
 

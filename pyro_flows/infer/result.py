@@ -105,9 +105,8 @@ class Fit:
             if structure.local_sites:
                 raise ValueError(
                     f"plates {list(structure.subsampled)} draw minibatches at the arguments of the fit, so that there is no "
-                    f"verdict on "
-                    f"all the data; call fit with arguments at which the plates are whole, and give those of the steps by "
-                    f"minibatches="
+                    f"verdict on all the data; call fit with arguments at which the plates are whole, and give those of the "
+                    f"steps by minibatches="
                 )
             self._log_joint = LogJoint(self._model, self._args, self._kwargs, structure)
             self.record.setdefault("dim", structure.dim)

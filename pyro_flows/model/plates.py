@@ -97,8 +97,7 @@ class PlateReader(poutine.messenger.Messenger):  # type: ignore[misc]
                 if frame.name not in self.indices:
                     raise ValueError(
                         f"plate {frame.name!r} has no size, or is made outside of the model; write `with "
-                        f"pyro.plate({frame.name!r}, "
-                        f"size, ...)` in the model"
+                        f"pyro.plate({frame.name!r}, size, ...)` in the model"
                     )
                 size, indices = self.indices[frame.name]
                 self.calls[frame.name] = PlateCall(frame.name, frame.dim, size, indices, frame.name in self.given)
@@ -122,9 +121,8 @@ class PlateReader(poutine.messenger.Messenger):  # type: ignore[misc]
             integral = not (indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool)
             if not integral or indices.dim() != 1 or not len(indices) or not bool(((indices >= 0) & (indices < size)).all()):
                 raise ValueError(
-                    f"the indices of plate {msg['name']!r} must be integers from 0 to {size - 1}, at least one, in one dimension; "
-                    f"got "
-                    f"{indices.dtype} of shape {tuple(indices.shape)}: {indices.reshape(-1)[:5].tolist()}"
+                    f"the indices of plate {msg['name']!r} must be integers from 0 to {size - 1}, at least one, in one "
+                    f"dimension; got {indices.dtype} of shape {tuple(indices.shape)}: {indices.reshape(-1)[:5].tolist()}"
                 )
             self.indices[msg["name"]] = (size, indices)
 

@@ -359,6 +359,6 @@ def check_latents(sites: Sequence[tuple[str, Site]], guide: str, *, allow_local:
             if not allow_local and _is_subsampled(frame):
                 raise ValueError(
                     f"latent site {name!r} is local to plate {frame.name!r}, which is subsampled ({frame.size} of "
-                    f"{frame.full_size}); {guide} over all latents would mix up its elements: use "
-                    f"AutoPlateFlow(model, context={{{frame.name!r}: …}}), or do not subsample that plate"
+                    f"{frame.full_size}); {guide} over all latents would mix up its elements: use AutoPlateFlow(model, "
+                    f"context={{{frame.name!r}: …}}), or do not subsample that plate"
                 )

@@ -27,8 +27,8 @@ def without_padding(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         mask = torch.ones(x.shape[:-1], dtype=torch.bool, device=x.device)
     if mask.shape != x.shape[:-1] or mask.dtype != torch.bool:
         raise ValueError(
-            f"mask must be boolean of shape {tuple(x.shape[:-1])}, True for elements that count, "
-            f"got {mask.dtype} {tuple(mask.shape)}"
+            f"mask must be boolean of shape {tuple(x.shape[:-1])}, True for elements that count, got {mask.dtype} "
+            f"{tuple(mask.shape)}"
         )
     return torch.where(mask.unsqueeze(-1), x, torch.zeros_like(x)), mask
 
