@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .amortized import AmortizedFit, fit_amortized
 from .checkpoint import Checkpoint
+from .descent import Schedule
 from .distributed import Distributed
 from .evaluate_nll import NLLEstimate, evaluate_nll
 from .fit import fit
@@ -14,7 +15,6 @@ from .kl_warmup_elbo import KLWarmupELBO
 from .path_elbo import PathELBO
 from .renyi_path_elbo import DReGELBO, RenyiPathELBO
 from .result import Fit
-from .training import Schedule
 from .truncated_proposals import fit_truncated
 
 __all__ = [

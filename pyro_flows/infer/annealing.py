@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from pyro_flows.distributions import FlowDistribution
 
-from .training import Clip, LogDensity, Training, path_step
+from .descent import Clip, Training
+from .training import LogDensity, path_step
 
 
 def anneal(

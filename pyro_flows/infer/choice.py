@@ -11,11 +11,11 @@ import torch
 from pyro_flows.guides import AutoFlow
 from pyro_flows.model import LogJoint
 
+from .descent import Training
 from .gaussian import Density, Gaussian
 from .ladder import Train, climb_ladder, enough_ess, judge, keeps_gaussian
 from .modes import are_separate, describe_modes, missed_by, survey, wide_points
 from .multimodal import LEAST_STEPS, Kept, cover_modes
-from .training import Training
 
 #: Points of the quick search for modes.
 QUICK = 200

@@ -19,12 +19,13 @@ from pyro_flows.guides import AutoFlow, AutoPlateFlow
 from pyro_flows.model import LogJoint, initial_point, read_model
 
 from .choice import choose_guide
+from .descent import Callback, Schedule, Training
 from .ladder import climb_ladder
 from .minibatches import Minibatches, train_on_minibatches
 from .modes import describe_modes, missed_by
 from .result import Fit, check_seed
 from .start import choose_coordinates
-from .training import OBJECTIVES, Callback, Schedule, Training, train
+from .training import OBJECTIVES, train
 
 
 def fit(

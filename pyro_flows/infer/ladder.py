@@ -16,8 +16,8 @@ from pyro_flows.flows import nsf_coupling, real_nvp
 from pyro_flows.guides import AutoFlow
 from pyro_flows.transforms import Compose, FlowTransform
 
+from .descent import Training
 from .gaussian import LogDensity
-from .training import Training
 
 #: A Gaussian is kept from this effective share of draws on, which bounds the error of any mean by 0.1 sd, ...
 GAUSSIAN_ESS = 1 / (1 + 0.1**2)

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from pyro_flows.guides import AutoPlateFlow
 from pyro_flows.model.sites import is_subsample
 
+from .descent import Callback, Schedule, Step, Training, descend
 from .particle_plate import why_not_together
 from .path_elbo import PathELBO
-from .training import Callback, Schedule, Step, Training, descend
 
 #: Minibatches on which states of the guide are compared at the end.
 _COMPARED = 50

@@ -16,10 +16,10 @@ from pyro_flows.model.rewrites import LinAlgError
 from pyro_flows.transforms import FlowTransform
 
 from .annealing import anneal
+from .descent import Training
 from .gaussian import Density, Gaussian, LogDensity
 from .ladder import GAUSSIAN_ESS, Train, deepen, default_flow, describe_rung, judge, spline_flow
 from .modes import Survey, survey
-from .training import Training
 
 #: Width of the density that annealing begins with, over that of all modes together.
 WIDER = 1.2

@@ -20,7 +20,7 @@ from pyro_flows.model import LogJoint, predictive, read_model
 from .neural_transport import neural_transport
 
 if TYPE_CHECKING:
-    from .training import Training
+    from .descent import Training
 
 
 def check_seed(seed: Any) -> None:

@@ -14,9 +14,9 @@ from pyro_flows.diagnostics import diagnose
 from pyro_flows.distributions import FlowDistribution
 from pyro_flows.infer import multimodal
 from pyro_flows.infer.annealing import anneal
+from pyro_flows.infer.descent import Training
 from pyro_flows.infer.gaussian import Density
 from pyro_flows.infer.modes import are_separate, survey
-from pyro_flows.infer.training import Training
 from pyro_flows.transforms import Compose, LowerCholeskyAffine
 
 QUICK = {"progress": False, "seed": 0}

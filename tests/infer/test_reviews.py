@@ -13,8 +13,8 @@ from pyro.infer import SVI, Predictive, Trace_ELBO
 from torch.distributions import constraints
 
 import pyro_flows as pf
+from pyro_flows.infer.descent import Schedule
 from pyro_flows.infer.start import choose_start
-from pyro_flows.infer.training import Schedule
 from pyro_flows.model import LogJoint
 
 QUICK = {"progress": False, "seed": 0, "num_particles": 32, "max_steps": 40}

@@ -9,7 +9,8 @@ import torch
 
 from pyro_flows import FlowDistribution, flows
 from pyro_flows.distributions import MixtureBase, StudentTBase
-from pyro_flows.infer.training import OBJECTIVES, Clip, Schedule, _factors, _Progress, _tempered, path_step, train
+from pyro_flows.infer.descent import Clip, Schedule, _Progress
+from pyro_flows.infer.training import OBJECTIVES, _factors, _tempered, path_step, train
 
 
 def gaussian(mean=0.0, sd=1.0):
