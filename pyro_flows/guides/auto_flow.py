@@ -294,13 +294,10 @@ class AutoFlow(AutomaticGuide, FlatGuide, AutoContinuous):  # type: ignore[misc]
         Raises:
             ValueError: If a probability is outside [0, 1].
         """
-        if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1:
-            raise ValueError(f"num_samples must be a positive integer, got {num_samples!r}")
+        self._check_draws(num_samples)
         self.setup(*args, **kwargs)
+        probs = self._probabilities(quantiles, self.like)
         latent = self.distribution.sample((num_samples,))
-        probs = torch.as_tensor(quantiles, dtype=latent.dtype, device=latent.device).reshape(-1)
-        if not bool(((probs >= 0) & (probs <= 1)).all()):
-            raise ValueError(f"quantiles must lie between 0 and 1, got {probs.tolist()}")
         return self.constrain(torch.quantile(latent, probs, dim=0))[0]
 
 

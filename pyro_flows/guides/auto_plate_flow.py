@@ -15,14 +15,26 @@ from torch import Tensor, nn
 from pyro_flows.flows.registry import FlowFactory, get
 from pyro_flows.model.dependence import prior_parents
 from pyro_flows.model.plates import PlateCall, PlateReader, read_plates
-from pyro_flows.model.sites import site_support
+from pyro_flows.model.sites import is_subsample, site_support
 
 from .automatic_guide import AutomaticGuide, fork_generators
 from .plate_block import PlateBlock, SiteLayout
 from .plate_context import EmbeddingRows, EncoderRows
+from .plate_groups import (
+    ContextKey,
+    Groups,
+    as_key,
+    check_circles,
+    check_dependence,
+    check_indices,
+    check_loops,
+    check_masks,
+    checked_context,
+    group_by_plates,
+    key_of,
+    named_plates,
+)
 from .site_delta import SiteDelta
-
-ContextKey = str | tuple[str, ...]
 
 
 class AutoPlateFlow(AutomaticGuide):
@@ -109,9 +121,9 @@ class AutoPlateFlow(AutomaticGuide):
         super().__init__(model, init_loc_fn, init_scale, create_plates)
         self._flow = default
         self._flow_options = dict(flow_options or {})
-        self._context = _checked_context(context)
-        self._flows = {_key(name): choice for name, choice in flows.items()}
-        self._rows = {_key(name): value for name, value in (rows or {}).items()}
+        self._context = checked_context(context)
+        self._flows = {as_key(name): choice for name, choice in flows.items()}
+        self._rows = {as_key(name): value for name, value in (rows or {}).items()}
         self._sparse = bool(sparse)
         apart = [name for name in self._flows if name not in self._context and name != ("globals",)]
         if apart:
@@ -132,128 +144,31 @@ class AutoPlateFlow(AutomaticGuide):
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         with torch.no_grad():
             self._read_sites(args, kwargs)
-            sites = list(self.prototype_trace.iter_stochastic_nodes())
-            self._check_loops(sites)
-            self._check_circles()
-            self._start_values = {name: site["value"].detach() for name, site in sites}
+            sites = dict(self.prototype_trace.iter_stochastic_nodes())
+            check_loops(sites)
+            check_circles(self._circular, self._cond_indep_stacks, self._context)
+            self._start_values = {name: site["value"].detach() for name, site in sites.items()}
             self._starts = self._start()
-            groups = self._group(sites)
-            self._check_dependence(groups, args, kwargs)
-            self._check_indices(args, kwargs)
+            groups = group_by_plates(self._cond_indep_stacks, self._context)
+            check_dependence(groups, prior_parents(self._raw_model[0], args, kwargs, self._start_values))
+            self._check_repeated(args, kwargs)
             with poutine.block():
                 call = self._read_call(args, kwargs)
             self._build(groups, call, args, kwargs)
 
-    def _check_loops(self, sites: Sequence[tuple[str, dict[str, Any]]]) -> None:
-        for name, site in sites:
-            for frame in site["cond_indep_stack"]:
-                if not frame.vectorized and (frame.full_size or frame.size) != frame.size:
-                    raise ValueError(
-                        f"latent site {name!r} is in plate {frame.name!r}, a loop over a subsample; write it as a context, "
-                        f"`with pyro.plate(...)`"
-                    )
-
-    def _check_circles(self) -> None:
-        named = self._named
-        for name in self._circular:
-            if any(frame.name in named for frame in self._cond_indep_stacks[name]):
-                raise ValueError(
-                    f"latent site {name!r} lives on a circle, which would be cut at the same angle for all elements of its plate; "
-                    f"leave that plate out of context, or write the angle as the direction of two normal latents"
-                )
-
-    def _group(self, sites: Sequence[tuple[str, dict[str, Any]]]) -> dict[tuple[str, ...], list[str]]:
-        """Latent sites by the named plates that they are in, outermost first; those in fewer plates come first."""
-        named = self._named
-        groups: dict[tuple[str, ...], list[str]] = {}
-        for name, _ in sites:
-            frames = self._cond_indep_stacks[name]  # outermost first
-            for frame in frames:
-                if frame.name not in named and frame.full_size is not None and frame.full_size != frame.size:
-                    raise ValueError(
-                        f"latent site {name!r} is local to plate {frame.name!r}, which is subsampled ({frame.size} of "
-                        f"{frame.full_size}) and has no context; give context={{{frame.name!r}: encoder}}, or an integer for a "
-                        f"learned row per element"
-                    )
-            plates = tuple(frame.name for frame in frames if frame.name in named)
-            known = next((group for group in groups if set(group) == set(plates)), plates)  # crossed plates have no order
-            groups.setdefault(known, []).append(name)
-        unused = named - {plate for plates in groups for plate in plates}
-        if unused:
-            raise ValueError(
-                f"context names {sorted(unused)}, and no latent site is in a plate of that name; the plates of latent sites are "
-                f"{sorted(self._prototype_frames)}"
-            )
-        return dict(sorted(groups.items(), key=lambda item: len(item[0])))
-
-    def _source(self, plates: tuple[str, ...], groups: Mapping[tuple[str, ...], list[str]]) -> tuple[str, ...]:
-        """The key of the context of a block."""
-        for key in self._context:
-            if len(key) == len(plates) and set(key) == set(plates):
-                return key
-        innermost = plates[-1:]
-        alike = [group for group in groups if group[-1:] == innermost]
-        if innermost in self._context and alike == [plates]:
-            return innermost
-        name = repr(plates[0]) if len(plates) == 1 else repr(plates)
-        raise ValueError(
-            f"latent sites {groups[plates]} are in the plates {list(plates)} together, and context has nothing for them; give "
-            f"context={{{name}: …}}, an encoder or an integer"
-        )
-
-    def _check_dependence(self, groups: Mapping[tuple[str, ...], list[str]], args: Any, kwargs: Any) -> None:
-        home = {name: plates for plates, names in groups.items() for name in names}
-        for name, parents in prior_parents(self._raw_model[0], args, kwargs, self._start_values).items():
-            for parent in parents:
-                if not set(home[parent]) <= set(home[name]):
-                    apart = sorted(set(home[parent]) - set(home[name]))
-                    raise ValueError(
-                        f"the prior of latent site {name!r} depends on {parent!r}, which is local to plates {apart} that "
-                        f"{name!r} is not in; the guide cannot express that: nest the plates, or leave {apart} out of context "
-                        f"(if not subsampled), so that {parent!r} is among the globals"
-                    )
-
-    def _check_indices(self, args: Any, kwargs: Any) -> None:
-        """Refuse indices that the model draws by other means than its plate: a replay would put the guide's in their place."""
-        if self.create_plates is not None:
-            return  # all indices are those of these plates
+    def _check_repeated(self, args: Any, kwargs: Any) -> None:
+        """Run the model again, with other random numbers and with other latents: what the guide reads of it must not change."""
+        moved = {name: self._transforms[name](value + 2 + torch.randn_like(value)) for name, value in self._starts.items()}
+        calls = []
         with fork_generators(), poutine.block():
-            state = torch.random.get_rng_state()
-            first = self._read_call(args, kwargs)
-            torch.random.set_rng_state(state)
-            torch.rand(())  # another state
-            moved = {name: self._transforms[name](value + 2 + torch.randn_like(value)) for name, value in self._starts.items()}
-            second = self._read_call(args, kwargs, moved)
-            self._check_masks(first, second)
-        for name, call in first.calls.items():
-            other = second.calls[name]
-            if call.given and (call.count != other.count or not torch.equal(call.indices, other.indices)):
-                raise ValueError(
-                    f"the model draws the indices of plate {name!r} itself and passes them by subsample=; the guide would use "
-                    f"others. Pass them as an argument of the model, or let the plate draw them by subsample_size= and take its "
-                    f"indices from `with pyro.plate(...) as indices`"
-                )
+            for seed, values in ((0, None), (1, None), (0, moved)):
+                torch.manual_seed(seed)
+                calls.append(self._read_call(args, kwargs, values))
+        if self.create_plates is None:  # else all indices are those of these plates
+            check_indices(calls[0], calls[1])
+        check_masks(calls[0], calls[2])
 
-    def _check_masks(self, first: PlateReader, second: PlateReader) -> None:
-        """Refuse masks of local latents that depend on other latents: the guide reads the model before it has drawn any."""
-        if any(
-            plate.count != second.calls[name].count or not torch.equal(plate.indices, second.calls[name].indices)
-            for name, plate in first.calls.items()
-        ):
-            return  # another minibatch has another mask
-        for name, mask in first.masks.items():
-            other = second.masks.get(name)
-            same = (
-                mask is other
-                or (isinstance(mask, Tensor) and isinstance(other, Tensor) and _equal(mask, other))
-                or (isinstance(mask, bool) and mask == other)
-            )
-            if not same:
-                raise ValueError(
-                    f"the mask of latent site {name!r} depends on other latents, which the guide cannot follow; mask by the data"
-                )
-
-    def _build(self, groups: Mapping[tuple[str, ...], list[str]], call: PlateReader, args: Any, kwargs: Any) -> None:
+    def _build(self, groups: Groups, call: PlateReader, args: Any, kwargs: Any) -> None:
         blocks: list[PlateBlock] = []
         sources: dict[tuple[str, ...], nn.Module] = {}
         self._block_source: list[int | None] = []
@@ -266,7 +181,7 @@ class AutoPlateFlow(AutomaticGuide):
             direct = None
             self._block_source.append(None)
             if plates:
-                key = self._source(plates, groups)
+                key = key_of(plates, groups, self._context)
                 order = key if len(key) == len(plates) else plates
                 sources[key] = self._make_source(key, [call.calls[plate] for plate in order], loc)
                 with torch.enable_grad():  # an encoder whose parameters would not be trained is noticed
@@ -279,7 +194,7 @@ class AutoPlateFlow(AutomaticGuide):
                     )
                 direct = (parent_width, width) if isinstance(sources[key], EmbeddingRows) else None
                 self._block_source[-1] = list(sources).index(key)
-            flow = self._flows.get(self._source(plates, groups) if plates else ("globals",), self._flow)
+            flow = self._flows.get(key_of(plates, groups, self._context) if plates else ("globals",), self._flow)
             if flow is None:
                 flow, options = "nsf_coupling", {"num_layers": 2 if len(loc) <= 2 else 4, **self._flow_options}
             else:
@@ -315,11 +230,6 @@ class AutoPlateFlow(AutomaticGuide):
         return layouts, torch.cat(locs)
 
     @property
-    def _named(self) -> set[str]:
-        """The plates of the context."""
-        return {plate for key in self._context for plate in key}
-
-    @property
     def _parts(self) -> list[PlateBlock]:
         return list(self.blocks)  # type: ignore[arg-type]
 
@@ -341,7 +251,7 @@ class AutoPlateFlow(AutomaticGuide):
     def _read_call(self, args: Any, kwargs: Any, values: Mapping[str, Tensor] | None = None) -> PlateReader:
         if self._raw_model[0] is None:
             raise ValueError("this guide was unpickled without its model; give it back by guide.set_model(model)")
-        local = self._named
+        local = named_plates(self._context)
         awaited = frozenset(
             name
             for name, frames in self._cond_indep_stacks.items()
@@ -372,7 +282,7 @@ class AutoPlateFlow(AutomaticGuide):
         site = self.prototype_trace.nodes[name]
         event_dim = site["fn"].event_dim
         sizes = {f.dim - event_dim: call.calls[f.name].count for f in self._cond_indep_stacks[name] if f.name in call.calls}
-        local = self._named
+        local = named_plates(self._context)
         free = {f.dim - event_dim for f in self._cond_indep_stacks[name] if f.name in local}
         same = len(now) == len(at_setup) and all(
             a == b or (i - len(now) in free and b == sizes.get(i - len(now)))
@@ -389,7 +299,8 @@ class AutoPlateFlow(AutomaticGuide):
         masks = [call.masks.get(layout.name) for layout in block.layouts]
         first = masks[0]
         same = all(
-            mask is first or (isinstance(mask, Tensor) and isinstance(first, Tensor) and _equal(mask, first)) for mask in masks[1:]
+            mask is first or (isinstance(mask, Tensor) and isinstance(first, Tensor) and torch.equal(mask, first))
+            for mask in masks[1:]
         )
         kept = {dim for layout in block.layouts for dim in layout.kept}
         if isinstance(first, Tensor) and same:
@@ -515,13 +426,17 @@ class AutoPlateFlow(AutomaticGuide):
         self._check_names(values)
         call = self.look(*args, **kwargs)
         unconstrained: dict[str, Tensor] = {}
-        total = torch.zeros_like(self._like().sum())
+        total = self.like.new_zeros(())
         for name, value in values.items():
             unconstrained[name], log_det = self._unconstrain_site(
-                name, value, self._like(), call.shapes[name], call.transforms[name], call.supports.get(name)
+                name, value, self.like, call.shapes[name], call.transforms[name], call.supports.get(name)
             )
             lead = log_det.dim() - len(call.shapes[name]) + self.prototype_trace.nodes[name]["fn"].event_dim
-            mask = call.masks.get(name) if any(frame.name in self._named for frame in self._cond_indep_stacks[name]) else None
+            mask = (
+                call.masks.get(name)
+                if any(frame.name in named_plates(self._context) for frame in self._cond_indep_stacks[name])
+                else None
+            )
             total = total - _unmasked(log_det, mask).reshape(*log_det.shape[:lead], -1).sum(-1)
         return total + self.score(unconstrained, call)
 
@@ -542,7 +457,7 @@ class AutoPlateFlow(AutomaticGuide):
         parts = []
         for name in self._cond_indep_stacks:
             value, log_det = self._unconstrain_site(
-                name, values[name], self._like(), call.shapes[name], call.transforms[name], call.supports.get(name)
+                name, values[name], self.like, call.shapes[name], call.transforms[name], call.supports.get(name)
             )
             lead = log_det.dim() - len(call.shapes[name]) + self.prototype_trace.nodes[name]["fn"].event_dim
             parts.append(value.reshape(*value.shape[:lead], -1))
@@ -555,6 +470,9 @@ class AutoPlateFlow(AutomaticGuide):
         Args:
             args: Arguments of the model.
             kwargs: Keyword arguments of the model.
+
+        Returns:
+            The plates of the call, the masks and supports of its sites, and its arguments.
 
         Raises:
             ValueError: As :meth:`forward`.
@@ -578,7 +496,7 @@ class AutoPlateFlow(AutomaticGuide):
         """
         result: dict[str, Tensor] = {}
         seen: list[Tensor] = []
-        total = torch.zeros_like(self._like().sum()).expand(num_samples)
+        total = self.like.new_zeros(()).expand(num_samples)
         for i, block in enumerate(self._parts):
             context = self._context_of(i, seen, call)
             batch = () if context is None else context.shape[:-1]
@@ -600,7 +518,7 @@ class AutoPlateFlow(AutomaticGuide):
             unconstrained: A value for every latent site; batch shapes broadcast.
             call: The call, from :meth:`look`.
         """
-        total = torch.zeros_like(self._like().sum())
+        total = self.like.new_zeros(())
         seen: list[Tensor] = []
         depth = self._depth
         for i, block in enumerate(self._parts):
@@ -631,8 +549,10 @@ class AutoPlateFlow(AutomaticGuide):
         own = max(len(layout.batch_shape) for block in self._parts for layout in block.layouts)
         return max([own, *(-frame.dim for frame in self._prototype_frames.values())])
 
-    def _like(self) -> Tensor:
-        return next(iter(self._starts.values()))
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the dtype and on the device of the latents."""
+        return self._parts[0].frame.loc
 
     def sample(self, num_samples: int, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draws of all latents of the elements of one call.
@@ -648,8 +568,7 @@ class AutoPlateFlow(AutomaticGuide):
         Raises:
             ValueError: If ``num_samples`` is not a positive integer, or as :meth:`forward`.
         """
-        if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1:
-            raise ValueError(f"num_samples must be a positive integer, got {num_samples!r}")
+        self._check_draws(num_samples)
         self.setup(*args, **kwargs)
         with torch.no_grad():
             call = self.look(*args, **kwargs)
@@ -683,12 +602,13 @@ class AutoPlateFlow(AutomaticGuide):
         Raises:
             ValueError: If a probability is outside [0, 1].
         """
-        draws = self.sample(num_samples, *args, **kwargs)
-        probs = torch.as_tensor(quantiles, dtype=self._like().dtype, device=self._like().device).reshape(-1)
-        if not bool(((probs >= 0) & (probs <= 1)).all()):
-            raise ValueError(f"quantiles must lie between 0 and 1, got {probs.tolist()}")
-        transforms = self.look(*args, **kwargs).transforms
-        return {name: transforms[name](torch.quantile(transforms[name].inv(v), probs, dim=0)) for name, v in draws.items()}
+        self._check_draws(num_samples)
+        self.setup(*args, **kwargs)
+        probs = self._probabilities(quantiles, self.like)
+        with torch.no_grad():
+            call = self.look(*args, **kwargs)
+            drawn, _ = self.draw(num_samples, call)
+            return {name: call.transforms[name](torch.quantile(value, probs, dim=0)) for name, value in drawn.items()}
 
 
 class _Indices(poutine.messenger.Messenger):  # type: ignore[misc]
@@ -699,7 +619,7 @@ class _Indices(poutine.messenger.Messenger):  # type: ignore[misc]
         self.indices = indices
 
     def _pyro_sample(self, msg: dict[str, Any]) -> None:
-        if msg["name"] in self.indices and type(msg["fn"]).__name__ == "_Subsample":
+        if msg["name"] in self.indices and is_subsample(msg):
             msg["value"] = self.indices[msg["name"]]
 
 
@@ -710,31 +630,8 @@ def _has_bounds(support: Any) -> bool:
     ) or any(_has_bounds(v) for v in vars(support).values() if isinstance(v, torch.distributions.constraints.Constraint))
 
 
-def _key(name: ContextKey) -> tuple[str, ...]:
-    return (name,) if isinstance(name, str) else tuple(name)
-
-
-def _checked_context(context: Any) -> dict[tuple[str, ...], Callable[..., Tensor] | int]:
-    if not isinstance(context, Mapping) or not context:
-        raise ValueError(f"context must be a dictionary from a plate's name to an encoder or an integer, got {context!r}")
-    checked = {}
-    for name, value in context.items():
-        if not (isinstance(name, str) or (isinstance(name, tuple) and name and all(isinstance(part, str) for part in name))):
-            raise ValueError(f"context: a key must be the name of a plate or a tuple of names, got {name!r}")
-        if isinstance(value, bool) or not (callable(value) or isinstance(value, int)):
-            raise ValueError(f"context[{name!r}] must be an encoder or a positive integer, got {value!r}")
-        if isinstance(value, int) and value < 1:
-            raise ValueError(f"context[{name!r}] must be positive, the width of a learned row, got {value}")
-        checked[_key(name)] = value
-    return checked
-
-
 def _unmasked(log_prob: Tensor, mask: Tensor | bool | None) -> Tensor:
     """Log-densities, zero at elements that are masked."""
     if mask is None:
         return log_prob
     return torch.where(torch.as_tensor(mask, device=log_prob.device), log_prob, torch.zeros_like(log_prob))
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and bool((a == b).all())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -74,6 +74,18 @@ class FlowGuide(AutoGuide):  # type: ignore[misc]
             ) from error
 
     # Values
+
+    @staticmethod
+    def _check_draws(num_samples: Any) -> None:
+        if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1:
+            raise ValueError(f"num_samples must be a positive integer, got {num_samples!r}")
+
+    @staticmethod
+    def _probabilities(quantiles: Sequence[float] | Tensor, like: Tensor) -> Tensor:
+        probs = torch.as_tensor(quantiles, dtype=like.dtype, device=like.device).reshape(-1)
+        if not bool(((probs >= 0) & (probs <= 1)).all()):
+            raise ValueError(f"quantiles must lie between 0 and 1, got {probs.tolist()}")
+        return probs
 
     def _check_names(self, values: Mapping[str, Any]) -> None:
         if set(values) != set(self._unconstrained_shapes):

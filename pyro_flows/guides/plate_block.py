@@ -154,6 +154,11 @@ class PlateBlock(nn.Module):
     def _parts(self) -> tuple[FlowTransform, FlowTransform, LowerCholeskyAffine]:
         return tuple(self.joint.transform.parts)  # type: ignore[union-attr, arg-type, return-value]
 
+    @property
+    def frame(self) -> LowerCholeskyAffine:
+        """The fixed location and scale."""
+        return self._parts[2]
+
     def flow_parameters(self) -> Iterator[nn.Parameter]:
         """Those of the flow, which are not those of the affine map."""
         return self._parts[0].parameters()

@@ -413,9 +413,10 @@ def test_likelihoods_of_held_out_elements():
             pyro.sample("y", dist.Normal(z, NOISE), obs=y)
 
     guide = pf.AutoPlateFlow(model, {"data": Encoder()}, flow="affine", init_scale=1.0)
-    found = pf.evaluate_nll(model, guide, DATA, plate="data", num_samples=4000)
-    exact_nll = -dist.Normal(0.0, (1 + NOISE**2) ** 0.5).log_prob(DATA)
-    assert (found.values - exact_nll).abs().max() < 0.25  # DATA reach out to 4.9, where few draws of the prior come
+    data = DATA.clamp(-2, 2)  # further out few draws of the prior come
+    found = pf.evaluate_nll(model, guide, data, plate="data", num_samples=4000)
+    exact_nll = -dist.Normal(0.0, (1 + NOISE**2) ** 0.5).log_prob(data)
+    assert (found.values - exact_nll).abs().max() < 0.25  # at 2 the standard error is .04: six of them
     loss = KLWarmupELBO(warmup_steps=10)
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), loss)
     assert all(abs(svi.step(DATA)) < 1e4 for _ in range(3))
