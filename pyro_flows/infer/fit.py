@@ -10,9 +10,8 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-import pyro
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_flows.flows.registry import FlowFactory
 from pyro_flows.guides import AutoFlow, AutoPlateFlow
@@ -21,8 +20,8 @@ from pyro_flows.model import LogJoint, initial_point, read_model
 from .choice import choose_guide
 from .descent import Callback, Schedule, Training
 from .ladder import climb_ladder
-from .minibatches import Minibatches, train_on_minibatches
 from .modes import describe_modes, missed_by
+from .plate_fit import fit_plates
 from .result import Fit, check_seed
 from .start import choose_coordinates
 from .training import OBJECTIVES, train
@@ -109,7 +108,7 @@ def fit(
             if value != usual:
                 raise ValueError(f"{name} has no effect on an AutoPlateFlow, got {value!r}; leave it out")
         with _seeded(seed):
-            return _fit_plates(
+            return fit_plates(
                 model, guide, args, call_kwargs, minibatches, num_particles, max_steps, max_time, schedule, progress, callback, seed
             )
     if minibatches is not None:
@@ -145,7 +144,7 @@ def fit(
         if not isinstance(guide, AutoFlow):
             share = math.inf if max_time is None else 0.3 * max_time
             interrupted = _start(auto_guide, log_joint, init, record, at_once, share, non_centred)
-        parameters = _model_parameters(structure.param_names)
+        parameters = structure.parameters()
         record["model_parameters"] = sorted(parameters)
         plan = schedule or Schedule()
 
@@ -192,62 +191,6 @@ def fit(
             training.stop_reason = "interrupted"
     record.update(training.summary(), seconds=time.monotonic() - began)
     return Fit(auto_guide, log_joint, training, record, model, args, call_kwargs)
-
-
-def _fit_plates(
-    model: Callable[..., Any],
-    guide: AutoPlateFlow,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    minibatches: Iterable[Any] | None,
-    num_particles: int | None,
-    max_steps: int,
-    max_time: float | None,
-    schedule: Schedule | None,
-    progress: bool,
-    callback: Callback | None,
-    seed: int | None,
-) -> Fit:
-    began = time.monotonic()
-    batches = Minibatches([args] if minibatches is None else minibatches, kwargs)
-    first, _ = next(iter(batches))
-    structure = read_model(model, first, kwargs, allow_local=True)
-    if structure.enumerated:
-        raise ValueError(
-            f"sites {list(structure.enumerated)} are enumerated, which fit does for AutoFlow alone; train this guide by SVI with "
-            f"TraceEnum_ELBO"
-        )
-    if guide._raw_model[0] is None:
-        guide.set_model(model)
-    elif guide._raw_model[0] != model:
-        raise ValueError("guide was made for another model than the one to be fitted; give guide=AutoPlateFlow(model, ...)")
-    guide.train()
-    guide.setup(*first, **kwargs)
-    parameters = _model_parameters(structure.param_names)
-    record: dict[str, Any] = {
-        "guide": type(guide).__name__,
-        "objective": "path",
-        "num_particles": num_particles or 8,
-        "seed": seed,
-        "model_parameters": sorted(parameters),
-        "missed_modes_not_sought": "a guide of plates has no search for them",
-    }
-    training = train_on_minibatches(
-        model,
-        guide,
-        batches,
-        list(parameters.values()),
-        num_particles=num_particles or 8,
-        nesting=structure.max_plate_nesting,
-        max_steps=max_steps,
-        max_time=max_time,
-        schedule=schedule,
-        progress=progress,
-        callback=callback,
-        record=record,
-    )
-    record.update(training.summary(), seconds=time.monotonic() - began)
-    return Fit(guide, None, training, record, model, args, kwargs)
 
 
 def _check_arguments(
@@ -390,8 +333,3 @@ def _explain(log_joint: LogJoint, z: Tensor) -> str:
         )
     listed = ", ".join(f"{name!r} ({count} of {len(z)} draws)" for name, count in sites.items())
     return f"; sites whose log-probability was not finite: {listed}"
-
-
-def _model_parameters(names: tuple[str, ...]) -> dict[str, nn.Parameter]:
-    store = pyro.get_param_store()
-    return {name: store._params[name] for name in names if store._params[name].requires_grad}

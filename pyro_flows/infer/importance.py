@@ -14,6 +14,8 @@ from torch import Tensor
 
 from pyro_flows.model.sites import is_deterministic, is_subsample
 
+from .particle_plate import why_not_together
+
 _PARTICLES = "_draws"
 
 
@@ -69,7 +71,8 @@ class ElementWeights:
         self.size = 1 if plate is None else frames[plate].size
         subsampled = plate is not None and frames[plate].full_size != frames[plate].size
         self.indices: Tensor | None = self._fixed.nodes[plate]["value"].cpu() if subsampled else None
-        self.vectorized = self._agrees(guide_trace)
+        fixed_model, fixed_guide = (poutine.replay(fn, trace=self._fixed) for fn in (model, guide))
+        self.vectorized = why_not_together(fixed_model, fixed_guide, args, kwargs, self._nesting) is None
 
     def draw(self, count: int) -> Tensor:
         """Log-weights of ``count`` draws, ``(count, N)``, in float64 on the CPU.
@@ -88,11 +91,9 @@ class ElementWeights:
             )
         return weights
 
-    def _run(self, count: int | None = None, values: Trace | None = None) -> tuple[Trace, Trace]:
+    def _run(self, count: int | None = None) -> tuple[Trace, Trace]:
         """Traces of guide and model, at ``count`` draws in a plate, one without plate if None."""
         guide, model = (poutine.replay(fn, trace=self._fixed) for fn in (self._guide, self._model))
-        if values is not None:
-            guide = poutine.replay(guide, trace=values)
         if count is not None:
             particles = pyro.plate(_PARTICLES, count, dim=-self._nesting - 1)
             guide, model = particles(guide), particles(model)
@@ -147,24 +148,6 @@ class ElementWeights:
             log_prob = log_prob.sum(others) if others else log_prob
             total = total + log_prob.reshape(len(log_prob), -1)
         return total
-
-    def _agrees(self, alone: Trace) -> bool:
-        """Whether two draws in a plate have the log-densities that each has alone."""
-        try:
-            guide_trace, model_trace = self._run(2)
-            together = [self._log_prob(trace) for trace in (guide_trace, model_trace)]
-            for i in range(2):
-                values = Trace()
-                for site in _sites(alone):
-                    found = guide_trace.nodes[site["name"]]
-                    value = found["value"].select(-self._nesting - 1 - found["fn"].event_dim, i).reshape(site["value"].shape)
-                    values.add_node(site["name"], **{**site, "value": value})
-                for both, trace in zip(together, self._run(values=values), strict=True):
-                    if not torch.allclose(both[i], self._log_prob(trace)[0], rtol=1e-3, atol=1e-2, equal_nan=True):
-                        return False
-        except Exception:  # whatever a model may raise when it has one more dimension; alone it ran
-            return False
-        return True
 
 
 def _sites(*traces: Trace) -> Iterable[dict[str, Any]]:

@@ -11,6 +11,7 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO
@@ -22,6 +23,7 @@ from pyro_flows.model.sites import is_subsample
 from .descent import Callback, Schedule, Step, Training, descend
 from .particle_plate import why_not_together
 from .path_elbo import PathELBO
+from .path_trace import NotRepeatableError
 
 #: Minibatches on which states of the guide are compared at the end.
 _COMPARED = 50
@@ -130,7 +132,7 @@ def train_on_minibatches(
             if math.isfinite(value):
                 # The elements of a minibatch that is smaller than the others would else count for more than theirs.
                 (counts.share * (batches.count or 1) * loss).backward()
-            return Step(value, math.nan, count, 0, lambda: "")
+            return Step(value, math.nan, count, 0, lambda: _explain(model, guide, args, keywords))
 
         return take
 
@@ -184,9 +186,7 @@ def train_on_minibatches(
     path: Callable[..., Trace_ELBO] = partial(PathELBO, plates_only=True)
     try:
         path(**options).differentiable_loss(model, guide, *first, **kwargs)
-    except ValueError as error:
-        if "when the guide is run again" not in str(error):
-            raise
+    except NotRepeatableError:
         path = Trace_ELBO
         record["path_reasons"].append("total gradients: the guide draws random numbers outside of its sample sites")
     before = copy.deepcopy(modules.state_dict())
@@ -196,9 +196,22 @@ def train_on_minibatches(
         modules.load_state_dict(before)
         record["path_reasons"].append(f"the flows were left out: {error}")
         return replace(normal, stop_reason="flows not finite")
-    finally:
-        guide.eval()  # dropout is for training
     return normal.then(trained)
+
+
+@torch.no_grad()
+def _explain(model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """The sites of a minibatch whose log-probability is not finite, in words."""
+    with poutine.block(), pyro.validation_enabled(False):
+        drawn = poutine.trace(guide).get_trace(*args, **kwargs)
+        trace = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
+        found = []
+        for name, site in trace.nodes.items():
+            if site["type"] == "sample" and not is_subsample(site):
+                wrong = ~torch.isfinite(site["fn"].log_prob(site["value"]))
+                if bool(wrong.any()):
+                    found.append(f"{name!r} ({int(wrong.sum())} of {wrong.numel()} elements of the last minibatch)")
+    return f"; sites whose log-probability was not finite: {', '.join(found)}" if found else ""
 
 
 class _Counts(poutine.messenger.Messenger):  # type: ignore[misc]

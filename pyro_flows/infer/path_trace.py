@@ -16,6 +16,15 @@ from torch import Tensor
 from pyro_flows.model.sites import is_subsample
 
 
+class NotRepeatableError(ValueError):
+    """A guide has another density at the same values when it is run again.
+
+    Example:
+        >>> issubclass(NotRepeatableError, ValueError)
+        True
+    """
+
+
 def path_trace(guide: Callable[..., Any], drawn: Trace, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Trace:
     r"""Run a guide again at its draws, with its parameters held fixed.
 
@@ -34,6 +43,7 @@ def path_trace(guide: Callable[..., Any], drawn: Trace, args: tuple[Any, ...], k
 
     Raises:
         ValueError: If a site is not reparametrised; the message names it.
+        NotRepeatableError: If the guide is another when it is run again, as dropout makes it.
 
     References:
         Roeder, Wu, Duvenaud (2017), *Sticking the landing*, https://arxiv.org/abs/1703.09194
@@ -75,7 +85,7 @@ def _check_same(name: str, first: Tensor, second: Tensor) -> None:
     difference = (first - second).abs()
     apart = difference > 0.05 + 0.02 * first.abs()
     if bool(torch.isfinite(difference).all()) and float(apart.double().mean()) > 0.5:
-        raise ValueError(
+        raise NotRepeatableError(
             f"site {name!r} of the guide has another density at the same values when the guide is run again: it draws random "
             f"numbers outside of its sample sites, as dropout does, and has no path gradient; use Trace_ELBO, or guide.eval()"
         )

@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide.initialization import InitMessenger, init_to_median
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import constraints
 
 from .sites import (
@@ -102,6 +103,11 @@ class ModelStructure:
     subsampled: tuple[str, ...]
     imputed: frozenset[str]
     stand_ins: Mapping[str, Tensor]
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Learnable parameters of the model that are to be trained, by name."""
+        store = pyro.get_param_store()
+        return {name: store._params[name] for name in self.param_names if store._params[name].requires_grad}
 
     @property
     def local_sites(self) -> tuple[LatentSite, ...]:

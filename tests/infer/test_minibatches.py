@@ -228,3 +228,16 @@ def test_a_guide_of_another_model_is_refused():
     guide = pf.AutoPlateFlow(model, {"data": 2})
     with pytest.raises(ValueError, match="guide was made for another model"):
         pf.fit(lambda *args: model(*args), *EVERYTHING, guide=guide, progress=False)
+
+
+def test_a_likelihood_that_is_not_finite_in_some_minibatches_is_named():
+    def broken(indices, y):
+        with pyro.plate("data", N, subsample=indices):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.factor("penalty", -(z - y).square() * torch.where(indices > 8, torch.nan, 1.0))
+
+    guide = pf.AutoPlateFlow(broken, {"data": 1}, flow="affine")
+    fitted = {"guide": guide, "minibatches": [(i, DATA[i]) for i in torch.arange(N).split(4)], "progress": False, "seed": 0}
+    with pytest.raises(ArithmeticError, match=r"'penalty' \(3 of 4 elements"):
+        pf.fit(broken, *EVERYTHING, **fitted)
+    assert not guide.training

@@ -1,0 +1,99 @@
+"""``fit`` for guides of plates."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from pyro_flows.guides import AutoPlateFlow
+from pyro_flows.model import read_model
+
+from .descent import Callback, Schedule
+from .minibatches import Minibatches, train_on_minibatches
+from .result import Fit
+
+
+def fit_plates(
+    model: Callable[..., Any],
+    guide: AutoPlateFlow,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    minibatches: Iterable[Any] | None,
+    num_particles: int | None,
+    max_steps: int,
+    max_time: float | None,
+    schedule: Schedule | None,
+    progress: bool,
+    callback: Callback | None,
+    seed: int | None,
+) -> Fit:
+    """:func:`fit` for a guide of plates, which takes minibatches.
+
+    Args:
+        model: A Pyro model.
+        guide: The guide, of this model.
+        args: Arguments of the model for all the data.
+        kwargs: Keyword arguments of the model.
+        minibatches: Arguments of each step; None for ``args``.
+        num_particles: Draws per step; None for 8.
+        max_steps: Steps at most.
+        max_time: Seconds at most; None for no limit.
+        schedule: Step sizes and stop rule.
+        progress: Show a bar.
+        callback: Called as ``callback(step, loss)``.
+        seed: For the record.
+
+    Returns:
+        The fit; its guide is in evaluation mode.
+
+    Raises:
+        ValueError: If the guide is of another model, or this enumerates sites.
+        ArithmeticError: If too many steps are not finite.
+
+    Example:
+        See :func:`fit`.
+    """
+    began = time.monotonic()
+    batches = Minibatches([args] if minibatches is None else minibatches, kwargs)
+    first, _ = next(iter(batches))
+    structure = read_model(model, first, kwargs, allow_local=True)
+    if structure.enumerated:
+        raise ValueError(
+            f"sites {list(structure.enumerated)} are enumerated, which fit does for AutoFlow alone; train this guide by SVI with "
+            f"TraceEnum_ELBO"
+        )
+    if guide._raw_model[0] is None:
+        guide.set_model(model)
+    elif guide._raw_model[0] != model:
+        raise ValueError("guide was made for another model than the one to be fitted; give guide=AutoPlateFlow(model, ...)")
+    guide.train()
+    guide.setup(*first, **kwargs)
+    parameters = structure.parameters()
+    record: dict[str, Any] = {
+        "guide": type(guide).__name__,
+        "objective": "path",
+        "num_particles": num_particles or 8,
+        "seed": seed,
+        "model_parameters": sorted(parameters),
+        "missed_modes_not_sought": "a guide of plates has no search for them",
+    }
+    try:
+        training = train_on_minibatches(
+            model,
+            guide,
+            batches,
+            list(parameters.values()),
+            num_particles=num_particles or 8,
+            nesting=structure.max_plate_nesting,
+            max_steps=max_steps,
+            max_time=max_time,
+            schedule=schedule,
+            progress=progress,
+            callback=callback,
+            record=record,
+        )
+    finally:
+        guide.eval()  # dropout is for training
+    record.update(training.summary(), seconds=time.monotonic() - began)
+    return Fit(guide, None, training, record, model, args, kwargs)
