@@ -230,6 +230,7 @@ def test_a_guide_of_another_model_is_refused():
         pf.fit(lambda *args: model(*args), *EVERYTHING, guide=guide, progress=False)
 
 
+@pytest.mark.filterwarnings("ignore:Encountered NaN")
 def test_a_likelihood_that_is_not_finite_in_some_minibatches_is_named():
     def broken(indices, y):
         with pyro.plate("data", N, subsample=indices):
