@@ -235,16 +235,13 @@ def _affine(dim: int, context_dim: int, loc: Tensor, init_scale: float, direct: 
         affine = Elementwise(dim, univariate, context_dim, hidden_dims=())
         bound = univariate.log_scale_bound
         raw = torch.full_like(loc, bound * math.atanh(math.log(init_scale) / bound))
-        params, start = affine.conditioner, {"raw": torch.stack([loc, raw], -1)}
+        params, start = affine.conditioner, {"raw": torch.stack([loc, raw])}
     with torch.no_grad():
         for name, value in start.items():
             params.get_parameter(name).copy_(value)
         if direct is not None and params.network is not None:
             first, width = direct
             weight = params.network.layers[-1].get_parameter("weight")
-            of_loc, of_scale = (1, dim) if full else (2, 1)  # elementwise, location and scale of a variable stand side by side
-            for i in range(min(dim, width)):
-                weight[of_loc * i, first + i] = 1.0
-            for i in range(min(dim, width - dim)):
-                weight[of_scale + of_loc * i, first + dim + i] = 1.0
+            for i in range(min(2 * dim, width)):  # locations first, then log-scales
+                weight[i, first + i] = 1.0
     return affine

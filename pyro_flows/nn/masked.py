@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .mlp import Activation, check_hidden_dims
+from .mlp import Activation, check_hidden_dims, linear_columns
 
 
 class MaskedLinear(nn.Linear):
@@ -42,7 +42,7 @@ class MaskedMLP(nn.Module):
     r"""Masked perceptron: output :math:`i` is a function of the variables before :math:`x_i`, and of the context.
 
     Every output sees all its predecessors; for that, hidden layers narrower than ``D`` are widened to it. The context
-    enters the first layer; one with fewer batch dimensions than ``x`` is embedded once and broadcast.
+    enters the first layer.
 
     References:
         Germain et al. (2015), *MADE: masked autoencoder for distribution estimation*, https://arxiv.org/abs/1502.03509
@@ -95,7 +95,7 @@ class MaskedMLP(nn.Module):
             hidden = torch.arange(max(width, input_dim)) % input_dim
             layers.append(MaskedLinear(hidden[:, None] >= degrees[None, :]))
             degrees = hidden
-        last = MaskedLinear(place.repeat_interleave(out_per_dim)[:, None] >= degrees[None, :])
+        last = MaskedLinear(place.repeat(out_per_dim)[:, None] >= degrees[None, :])
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         self.layers = nn.ModuleList([*layers, last])
@@ -105,25 +105,27 @@ class MaskedMLP(nn.Module):
             nn.init.zeros_(self.context_layer.weight)
 
     def given(self, context: Tensor | None = None) -> Callable[[Tensor], Tensor]:
-        """The map from ``x`` alone, for repeated use: weights masked and context embedded once.
+        """The map of columns ``(D, N)`` to ``(P, D, N)``, for repeated use: weights masked and context embedded once.
 
         Args:
-            context: Shape ``(*, context_dim)``, or None where ``context_dim`` is 0.
+            context: Shape ``(N, context_dim)`` or ``(1, context_dim)``, or None where ``context_dim`` is 0.
         """
         weights = [layer.masked_weight for layer in self.layers]
         biases = [layer.bias for layer in self.layers]
-        embedded = self.context_layer(context) if self.context_layer is not None else None
+        embedded = None if self.context_layer is None or context is None else self.context_layer(context).T
 
         def network(x: Tensor) -> Tensor:
-            h = nn.functional.linear(x, weights[0], biases[0])  # type: ignore[arg-type]
+            h = linear_columns(x, weights[0], biases[0])  # type: ignore[arg-type]
             if embedded is not None:
                 h = h + embedded
             for weight, bias in zip(weights[1:], biases[1:], strict=True):
-                h = nn.functional.linear(self.activation(h), weight, bias)  # type: ignore[arg-type]
-            return h.unflatten(-1, (-1, self.out_per_dim))
+                h = linear_columns(self.activation(h), weight, bias)  # type: ignore[arg-type]
+            return h.unflatten(0, (self.out_per_dim, -1))
 
         return network
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Map ``x`` ``(*, D)`` and context ``(*, context_dim)`` to ``(*, D, P)``; zero at the start."""
-        return self.given(context)(x)
+        batch = x.shape[:-1]
+        rows = None if context is None else context.expand(*batch, -1).reshape(-1, context.shape[-1])
+        return self.given(rows)(x.reshape(-1, x.shape[-1]).T).permute(2, 1, 0).reshape(*batch, x.shape[-1], -1)

@@ -11,9 +11,10 @@ from torch.autograd.function import once_differentiable
 
 from ..nn.masked import MaskedMLP
 from ..solvers.mode import is_eager
+from .columns import context_rows, from_columns, to_columns
 from .core import FlowTransform
 from .elementwise import check_univariate
-from .univariate.base import UnivariateMap
+from .univariate.base import Params, UnivariateMap
 
 _MapOfX = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -69,52 +70,58 @@ class Autoregressive(FlowTransform):
         self.univariate = check_univariate(univariate)
         self.conditioner = MaskedMLP(input_dim, univariate.param_count, context_dim, hidden_dims, order)
 
-    def _map(self, context: Tensor | None) -> _MapOfX:
-        """The map ``x`` to ``y`` and its log-slopes, both ``(*, D)``."""
-        network = self.conditioner.given(context)
-        return lambda x: self.univariate.forward_and_log_det(x, self.univariate.split(network(x)))
+    def _network(self, context: Tensor | None, batch: tuple[int, ...]) -> Callable[[Tensor], Params]:
+        """From columns of ``x`` to parameters of their maps."""
+        network = self.conditioner.given(None if context is None else context_rows(context, batch))
+        return lambda x: self.univariate.split(network(x))
+
+    def _map(self, context: Tensor | None, batch: tuple[int, ...]) -> _MapOfX:
+        """The map ``x`` to ``y`` and its log-slopes, columns ``(D, N)``."""
+        network = self._network(context, batch)
+        return lambda x: self.univariate.forward_and_log_det(x, network(x))
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        y, log_slopes = self._map(context)(x)
-        return y, log_slopes.expand(y.shape).sum(-1)
+        batch = x.shape[:-1]
+        y, log_slopes = self._map(context, batch)(to_columns(x))
+        return from_columns(y, batch), log_slopes.expand(y.shape).sum(0).reshape(batch)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        eager = is_eager()
+        eager, batch, columns = is_eager(), y.shape[:-1], to_columns(y)
         if eager:
             with torch.no_grad():
-                x, log_slopes = self._sweep(y, context, stop_early=True)
+                x, log_slopes = self._sweep(columns, context, batch, stop_early=True)
         else:
-            x, log_slopes = self._sweep(y, context, stop_early=False)
-        lost = ~(x.abs() < _limit(x)).all(-1, keepdim=True)
+            x, log_slopes = self._sweep(columns, context, batch, stop_early=False)
+        lost = ~(x.abs() < _limit(x)).all(0)
         if not eager or bool(lost.any()):
             if eager:
                 self._explain(lost, y, context)
             x = x.masked_fill(lost, torch.nan)
             log_slopes = log_slopes.masked_fill(lost, torch.nan)
         if eager and torch.is_grad_enabled():
-            f = self._map(context)
-            x = _attach_gradient(f, x, y, self.input_dim)
+            f = self._map(context, batch)
+            x = _attach_gradient(f, x, columns, self.input_dim)
             log_slopes = -f(x)[1]
-        return x, log_slopes.expand(x.shape).sum(-1)
+        return from_columns(x, batch), log_slopes.expand(x.shape).sum(0).reshape(batch)
 
-    def _sweep(self, y: Tensor, context: Tensor | None, *, stop_early: bool) -> tuple[Tensor, Tensor]:
-        network, limit, tolerance = self.conditioner.given(context), _limit(y), 4 * torch.finfo(y.dtype).eps
+    def _sweep(self, y: Tensor, context: Tensor | None, batch: tuple[int, ...], *, stop_early: bool) -> tuple[Tensor, Tensor]:
+        network, limit, tolerance = self._network(context, batch), _limit(y), 4 * torch.finfo(y.dtype).eps
         x, log_slopes = torch.zeros_like(y), torch.zeros_like(y)
         for _ in range(self.input_dim):
             # A variable whose predecessors are not right yet can be anything. It must not overflow inside the network:
             # infinity times a masked weight is NaN, also for the variables that are right.
             seen = x.nan_to_num(0.0).clamp(-limit, limit)
             previous = x
-            x, log_slopes = self.univariate.inverse_and_log_det(y, self.univariate.split(network(seen)))
+            x, log_slopes = self.univariate.inverse_and_log_det(y, network(seen))
             if stop_early and bool(((x - previous).abs() <= tolerance * (1 + x.abs())).all()):
                 break
         return x, log_slopes
 
     def _explain(self, lost: Tensor, y: Tensor, context: Tensor | None) -> None:
-        """Raise if rows were lost to overflow; rows of NaN are right where NaN came in."""
-        excused = ~torch.isfinite(y).all(-1, keepdim=True)
+        """Raise if points were lost to overflow; those of NaN are right where NaN came in."""
+        excused = ~torch.isfinite(to_columns(y)).all(0)
         if context is not None:
-            excused = excused | ~torch.isfinite(context).all(-1, keepdim=True)
+            excused = excused | ~torch.isfinite(context_rows(context, y.shape[:-1])).all(-1)
         if bool((lost & ~excused).any()) and all(bool(torch.isfinite(p).all()) for p in self.parameters()):
             raise ArithmeticError(
                 f"{type(self).__name__}: the inverse overflows in {int((lost & ~excused).sum())} rows of finite input, "
@@ -141,7 +148,7 @@ def _attach_gradient(f: _MapOfX, x: Tensor, y: Tensor, sweeps: int) -> Tensor:
         for _ in range(sweeps + 1):
             step = (gradient - torch.autograd.grad(image, at, v, retain_graph=True)[0]) / slopes
             v = v + step
-            if bool((step.abs() <= tolerance * v.abs().amax(-1, keepdim=True)).all()):
+            if bool((step.abs() <= tolerance * v.abs().amax(0)).all()):
                 break
         return v
 

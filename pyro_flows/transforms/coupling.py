@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..nn.mlp import MLP
+from .columns import context_rows, from_columns, to_columns
 from .core import FlowTransform
 from .elementwise import check_univariate
 from .univariate.base import Params, UnivariateMap
@@ -75,47 +76,56 @@ class Coupling(FlowTransform):
     def extra_repr(self) -> str:
         return f"passed={self.passed.tolist()}" if self.input_dim <= 16 else f"{len(self.passed)} of {self.input_dim} pass"
 
-    def _params(self, passed: Tensor, context: Tensor | None) -> Params:
+    def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The variables that pass and those that are mapped, as columns."""
+        columns = to_columns(x)
+        return columns.index_select(0, self.passed), columns.index_select(0, self.mapped)
+
+    def _params(self, passed: Tensor, context: Tensor | None, batch: tuple[int, ...]) -> Params:
         if self.network is None:
-            raw: Tensor = self.constant  # type: ignore[assignment]
+            raw: Tensor = self.constant[:, None]  # type: ignore[index]
         elif context is None:
-            raw = self.network(passed)
-        elif passed.shape[-1] == 0:
-            raw = self.network(context)
+            raw = self.network.columns(passed)
         else:
-            raw = self.network(torch.cat([passed, context.expand(*passed.shape[:-1], -1)], -1))
-        return self.univariate.split(raw.unflatten(-1, (-1, self.univariate.param_count)))
+            rows = context_rows(context, batch)
+            if len(passed) == 0:
+                raw = self.network.columns(rows.T)
+            else:
+                raw = self.network.columns(torch.cat([passed, rows.T.expand(-1, passed.shape[1])]))
+        return self.univariate.split(raw.unflatten(0, (self.univariate.param_count, -1)))
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        passed = x.index_select(-1, self.passed)
-        mapped, log_det = self.univariate.forward_and_log_det(x.index_select(-1, self.mapped), self._params(passed, context))
-        return self._join(passed, mapped), log_det.expand(mapped.shape).sum(-1)
+        batch = x.shape[:-1]
+        passed, entering = self._halves(x)
+        mapped, log_det = self.univariate.forward_and_log_det(entering, self._params(passed, context, batch))
+        return self._join(passed, mapped, batch), log_det.expand(mapped.shape).sum(0).reshape(batch)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        passed = y.index_select(-1, self.passed)
-        mapped, log_det = self.univariate.inverse_and_log_det(y.index_select(-1, self.mapped), self._params(passed, context))
-        return self._join(passed, mapped), log_det.expand(mapped.shape).sum(-1)
+        batch = y.shape[:-1]
+        passed, entering = self._halves(y)
+        mapped, log_det = self.univariate.inverse_and_log_det(entering, self._params(passed, context, batch))
+        return self._join(passed, mapped, batch), log_det.expand(mapped.shape).sum(0).reshape(batch)
 
     def forward_with_score(self, x: Tensor, score: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         # The Jacobian is block triangular with a diagonal block, so its transpose is solved by one vector-Jacobian product.
         x, context = self._check(x, context, "forward_with_score")
-        score = score.detach().expand(x.shape)
+        batch = x.shape[:-1]
+        passed_score, mapped_score = self._halves(score.detach().expand(x.shape))
         with torch.enable_grad():
             x = x if x.requires_grad else x.detach().requires_grad_()
-            passed, entering = x.index_select(-1, self.passed), x.index_select(-1, self.mapped)
-            mapped, log_dets = self.univariate.forward_and_log_det(entering, self._params(passed, context))
+            passed, entering = self._halves(x)
+            mapped, log_dets = self.univariate.forward_and_log_det(entering, self._params(passed, context, batch))
             log_dets = log_dets.expand(mapped.shape)
             ones = torch.ones_like(log_dets)
-            mapped_score = score.index_select(-1, self.mapped)
             if not self.univariate.affine:
                 mapped_score = mapped_score - _gradient([log_dets], entering, [ones])
             mapped_score = mapped_score * (-log_dets.detach()).exp()
             pulled = _gradient([mapped, log_dets], passed, [mapped_score, ones])
-        new_score = self._join(score.index_select(-1, self.passed) - pulled, mapped_score)
-        return self._join(passed, mapped), log_dets.sum(-1), new_score
+        new_score = self._join(passed_score - pulled, mapped_score, batch)
+        return self._join(passed, mapped, batch), log_dets.sum(0).reshape(batch), new_score
 
-    def _join(self, passed: Tensor, mapped: Tensor) -> Tensor:
-        return torch.cat([passed, mapped], -1).index_select(-1, self.restore)
+    def _join(self, passed: Tensor, mapped: Tensor, batch: tuple[int, ...]) -> Tensor:
+        return from_columns(torch.cat([passed, mapped]).index_select(0, self.restore), batch)
 
 
 def _gradient(outputs: list[Tensor], at: Tensor, weights: list[Tensor]) -> Tensor:

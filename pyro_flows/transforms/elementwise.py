@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from .columns import context_rows, from_columns, to_columns
 from .context_parameters import ContextParameters
 from .core import FlowTransform
 from .univariate.base import Params, UnivariateMap
@@ -38,19 +39,25 @@ class Elementwise(FlowTransform):
     ) -> None:
         super().__init__(input_dim, context_dim)
         self.univariate = check_univariate(univariate)
-        zeros = torch.zeros(input_dim, univariate.param_count)
+        zeros = torch.zeros(univariate.param_count, input_dim)
         self.conditioner = ContextParameters({"raw": zeros}, context_dim, hidden_dims)
 
-    def _params(self, context: Tensor | None) -> Params:
-        return self.univariate.split(self.conditioner(context)[0])
+    def _params(self, context: Tensor | None, batch: tuple[int, ...]) -> Params:
+        (raw,) = self.conditioner(None if context is None else context_rows(context, batch))
+        return self.univariate.split(raw[..., None] if raw.dim() == 2 else raw.movedim(0, -1).contiguous())
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        y, log_det = self.univariate.forward_and_log_det(x, self._params(context))
-        return y, log_det.expand(y.shape).sum(-1)
+        return self._mapped(self.univariate.forward_and_log_det, x, context)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        x, log_det = self.univariate.inverse_and_log_det(y, self._params(context))
-        return x, log_det.expand(x.shape).sum(-1)
+        return self._mapped(self.univariate.inverse_and_log_det, y, context)
+
+    def _mapped(
+        self, direction: Callable[[Tensor, Params], tuple[Tensor, Tensor]], x: Tensor, context: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        batch = x.shape[:-1]
+        y, log_det = direction(to_columns(x), self._params(context, batch))
+        return from_columns(y, batch), log_det.expand(y.shape).sum(0).reshape(batch)
 
 
 def check_univariate(univariate: UnivariateMap) -> UnivariateMap:

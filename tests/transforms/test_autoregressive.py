@@ -25,11 +25,11 @@ def sequential(layer, y, context):
     """The inverse by D passes, differentiated through all of them."""
     x = torch.zeros_like(y)
     for place in range(layer.input_dim):
-        raw = layer.conditioner(x, context)
+        raw = layer.conditioner(x, context).movedim(-1, 0)
         solved, log_slopes = layer.univariate.inverse_and_log_det(y, layer.univariate.split(raw))
         now = torch.tensor(ORDERS[layer.input_dim]) == place
         x = torch.where(now, solved, x)
-    _, log_slopes = layer.univariate.inverse_and_log_det(y, layer.univariate.split(layer.conditioner(x, context)))
+    _, log_slopes = layer.univariate.inverse_and_log_det(y, layer.univariate.split(layer.conditioner(x, context).movedim(-1, 0)))
     return x, log_slopes.expand(x.shape).sum(-1)
 
 

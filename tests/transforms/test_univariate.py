@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pyro_flows.transforms.univariate import Affine, RationalQuadraticSpline, Shift, UnivariateMap
+from pyro_flows.transforms.univariate.rational_quadratic_bins import forward_in_bin, inverse_in_bin, pick_bin
 
 MAPS = {
     "shift": Shift,
@@ -22,7 +23,7 @@ MAPS = {
 def draw(name, n=2000, sd=1.0, spread=3.0, dtype=torch.float64):
     torch.manual_seed(0)
     u = MAPS[name]()
-    raw = sd * torch.randn(n, u.param_count, dtype=dtype)
+    raw = sd * torch.randn(u.param_count, n, dtype=dtype)
     return u, spread * torch.randn(n, dtype=dtype), raw
 
 
@@ -68,7 +69,7 @@ def test_one_set_of_parameters_serves_many_points(name):
     many = torch.randn(3, 5, 4, dtype=torch.float64)
     for direction in (u.forward_and_log_det, u.inverse_and_log_det):
         few = direction(many, u.split(raw))
-        all_ = direction(many, u.split(raw.expand(3, 5, *raw.shape)))
+        all_ = direction(many, u.split(raw[:, None, None].expand(-1, 3, 5, -1)))
         for a, b in zip(few, all_, strict=True):
             torch.testing.assert_close(a.expand(many.shape), b.expand(many.shape))
 
@@ -79,10 +80,10 @@ def test_split_follows_the_declared_shapes():
 
     u = Mixed()
     assert u.param_count == 8
-    a, b, c = u.split(torch.arange(16.0).reshape(2, 8))
+    a, b, c = u.split(torch.arange(16.0).reshape(2, 8).T)
     assert a.tolist() == [0, 8]
-    assert b[0].tolist() == [1, 2, 3]
-    assert c[1].tolist() == [[12, 13], [14, 15]]
+    assert b[:, 0].tolist() == [1, 2, 3]
+    assert c[..., 1].tolist() == [[12, 13], [14, 15]]
 
 
 def test_affine_scale_is_bounded_and_slope_one_in_the_raw_parameter():
@@ -100,7 +101,7 @@ def test_spline_slope_at_the_bound_is_exactly_one():
     """Pyro's is 0.999."""
     u = RationalQuadraticSpline(8, 5.0)
     torch.manual_seed(0)
-    raw = 3 * torch.randn(1000, u.param_count, dtype=torch.float64)
+    raw = 3 * torch.randn(u.param_count, 1000, dtype=torch.float64)
     for at in (-5.0, 5.0):
         x = torch.full((1000,), at, dtype=torch.float64)
         y, log_slope = u.forward_and_log_det(x, u.split(raw))
@@ -116,7 +117,7 @@ def test_spline_is_exactly_the_identity_outside():
     u = RationalQuadraticSpline(8, 5.0)
     torch.manual_seed(0)
     x = torch.tensor([-1e4, -5.1, 5.1, 1e4])
-    params = u.split(3 * torch.randn(4, u.param_count))
+    params = u.split(3 * torch.randn(u.param_count, 4))
     for direction in (u.forward_and_log_det, u.inverse_and_log_det):
         y, log_slope = direction(x, params)
         assert torch.equal(y, x)
@@ -136,11 +137,18 @@ def test_spline_is_increasing_and_has_no_jump():
         assert (steps <= 1.2 * largest).all()
 
 
+def knots(u, raw):
+    """Of x and of y, from their definition."""
+    K, B = u.num_bins, u.bound
+    sizes = 2 * B * (u.min_bin + (1 - K * u.min_bin) * raw[: 2 * K].unflatten(0, (2, K)).softmax(1))
+    return torch.cat([torch.zeros_like(sizes[:, :1]), sizes.cumsum(1)], 1) - B
+
+
 def test_spline_passes_its_knots_with_its_slopes_from_both_sides():
     u = RationalQuadraticSpline(6, 2.0, min_slope=0.1)
     torch.manual_seed(0)
     raw = torch.randn(u.param_count, dtype=torch.float64)
-    xs, ys = u._knots(raw[:12])
+    xs, ys = knots(u, raw)
     slopes = 0.1 + 0.9 * torch.log2(1 + 2 ** raw[12:])
     for side in (-1e-12, 0.0, 1e-12):
         y, log_slope = u.forward_and_log_det(xs[1:-1] + side, u.split(raw))
@@ -153,7 +161,7 @@ def test_spline_survives_large_logits_in_float32(sd):
     """zuko gave 8 NaN of 20,000 at logits of sd 10, nflows' and Pyro's assertions failed."""
     torch.manual_seed(0)
     u = RationalQuadraticSpline()
-    raw = (sd * torch.randn(20_000, u.param_count)).requires_grad_()
+    raw = (sd * torch.randn(u.param_count, 20_000)).requires_grad_()
     x = (3 * torch.randn(20_000)).requires_grad_()
     y, log_slope = u.forward_and_log_det(x, u.split(raw))
     back, inverse_log_slope = u.inverse_and_log_det(x, u.split(raw))
@@ -167,7 +175,7 @@ def test_spline_survives_large_logits_in_float32(sd):
 def test_spline_round_trip_is_as_exact_as_its_slope_allows_in_float32(sd):
     torch.manual_seed(0)
     u = RationalQuadraticSpline()
-    params = u.split(sd * torch.randn(20_000, u.param_count))
+    params = u.split(sd * torch.randn(u.param_count, 20_000))
     y = 3 * torch.randn(20_000)
     x, _ = u.inverse_and_log_det(y, params)
     again, log_slope = u.forward_and_log_det(x, params)
@@ -183,7 +191,7 @@ def test_spline_gradients_are_finite_at_and_beyond_the_bound(x):
     """A `where` after the arithmetic has the right value and NaN gradients (flowjax#239, #240)."""
     u = RationalQuadraticSpline()
     torch.manual_seed(0)
-    raw = (3 * torch.randn(64, u.param_count)).requires_grad_()
+    raw = (3 * torch.randn(u.param_count, 64)).requires_grad_()
     at = torch.full((64,), x, requires_grad=True)
     for direction in (u.forward_and_log_det, u.inverse_and_log_det):
         y, log_slope = direction(at, u.split(raw))
@@ -197,18 +205,42 @@ def test_spline_gradients_are_finite_at_and_beyond_the_bound(x):
 def test_inverse_gradient_is_right_where_the_quadratic_changes_form():
     """At the middle of a bin of equal end slopes the two forms of the root meet."""
     u = RationalQuadraticSpline(3, 3.0)
-    raw = torch.zeros(1, u.param_count, dtype=torch.float64, requires_grad=True)
+    raw = torch.zeros(u.param_count, 1, dtype=torch.float64, requires_grad=True)
     y = torch.zeros(1, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda y, raw: u.inverse_and_log_det(y, u.split(raw)), (y, raw))
+
+
+@pytest.mark.parametrize("inverse", [False, True])
+@pytest.mark.parametrize("sd", [0.0, 1.0, 30.0])
+def test_gradient_in_closed_form_is_that_of_autograd(inverse, sd):
+    """Values, first derivatives, and second ones, beside the arithmetic that is compiled; inside, outside, and at knots."""
+    u = RationalQuadraticSpline(5, 2.0, min_bin=0.02)
+    torch.manual_seed(0)
+    raw = (sd * torch.randn(u.param_count, 300, dtype=torch.float64)).requires_grad_()
+    x = 1.5 * torch.randn(300, dtype=torch.float64)
+    x[:20], x[20:40] = knots(u, raw.detach())[int(inverse), 2, :20], torch.tensor(2.0)
+    x.requires_grad_()
+    weights = torch.randn(2, 300, dtype=torch.float64)
+    results = []
+    inside = x.clamp(-2.0, 2.0)
+    by_autograd = (inverse_in_bin if inverse else forward_in_bin)(inside, pick_bin(inside, raw, inverse, 5, 2.0, 0.02, 1e-3))[:2]
+    outside = inside != x
+    by_autograd = torch.where(outside, x, by_autograd[0]), by_autograd[1].masked_fill(outside, 0.0)
+    for value, log_slope in (u._evaluate(x, raw, inverse), by_autograd):
+        loss = (weights[0] * value + weights[1] * log_slope).sum()
+        first = torch.autograd.grad(loss, [x, raw], create_graph=True)
+        second = torch.autograd.grad(sum(g.sin().sum() for g in first), [x, raw])
+        results.append([value, log_slope, *first, *second])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-8, rtol=1e-8)
 
 
 def test_knots_respect_the_smallest_bin():
     u = RationalQuadraticSpline(4, 2.0, min_bin=0.05)
     torch.manual_seed(0)
-    knots = u._knots(1e3 * torch.randn(8, 500))
-    assert torch.equal(knots[:, 0], torch.full((2, 500), -2.0))
-    assert torch.equal(knots[:, -1], torch.full((2, 500), 2.0))
-    assert knots.diff(dim=1).min() >= 0.05 * 4.0 - 1e-6
+    raw = 1e3 * torch.randn(u.param_count, 500)
+    bins = [pick_bin(torch.linspace(-2, 2, 500), raw, inverse, 4, 2.0, 0.05, 1e-3) for inverse in (False, True)]
+    assert min(float(torch.minimum(b.w, b.h).min()) for b in bins) >= 0.05 * 4.0 - 1e-6
 
 
 @pytest.mark.parametrize(

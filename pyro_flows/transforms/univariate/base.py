@@ -13,9 +13,10 @@ class UnivariateMap(nn.Module):
     r"""An increasing map :math:`y = u(x; p)` of one variable with raw parameters :math:`p`, identity at :math:`p = 0`.
 
     A subclass sets ``param_shapes`` and writes :meth:`forward_and_log_det` and :meth:`inverse_and_log_det`. All is
-    elementwise: for ``x`` of shape ``(*)``, the i-th parameter has shape ``(*, *param_shapes[i])``. Where one
-    set of parameters serves many points, it lacks leading dimensions of ``x``; so may then the log-determinant. A map whose
-    log-determinant does not depend on ``x`` may set ``affine``, which spares others its derivative.
+    elementwise: for ``x`` of shape ``(*)``, the i-th parameter has shape ``(*param_shapes[i], *)``, its own dimensions first, so
+    that arithmetic runs along contiguous memory. Where one set of parameters serves many points, its ``*`` broadcasts against
+    that of ``x``; so may then the log-determinant. A map whose log-determinant does not depend on ``x`` may set ``affine``, which
+    spares others its derivative.
 
     Example:
         >>> from pyro_flows.transforms.univariate import Affine
@@ -32,13 +33,13 @@ class UnivariateMap(nn.Module):
         return sum(math.prod(shape) for shape in self.param_shapes)
 
     def split(self, raw: Tensor) -> Params:
-        """Cut raw parameters ``(*, param_count)`` into those of :attr:`param_shapes`."""
+        """Cut raw parameters ``(param_count, *)`` into those of :attr:`param_shapes`."""
         if all(shape == () for shape in self.param_shapes):
-            return tuple(raw.unbind(-1))
+            return tuple(raw.unbind(0))
         if len(self.param_shapes) == 1:
-            return (raw.unflatten(-1, self.param_shapes[0]),)
-        parts = raw.split([math.prod(shape) for shape in self.param_shapes], dim=-1)
-        return tuple(part.reshape(raw.shape[:-1] + shape) for part, shape in zip(parts, self.param_shapes, strict=True))
+            return (raw.unflatten(0, self.param_shapes[0]),)
+        parts = raw.split([math.prod(shape) for shape in self.param_shapes])
+        return tuple(part.reshape(shape + raw.shape[1:]) for part, shape in zip(parts, self.param_shapes, strict=True))
 
     def forward_and_log_det(self, x: Tensor, params: Params) -> tuple[Tensor, Tensor]:
         r"""Map ``x`` ``(*)``; returns :math:`y` ``(*)`` and :math:`\log|dy/dx|` ``(*)``."""
