@@ -177,7 +177,7 @@ class AmortizedFlow(FlatGuide):
         vector = self._vector(simulations.observations, like)
         self.register_buffer("observation_mean", vector.mean(0))
         self.register_buffer("observation_scale", _positive_scale(vector))
-        self.typicality = Typicality(vector.shape[-1], like)
+        self.typicality = nn.ModuleList([Typicality(vector.shape[-1], like), Typicality(self.latent_dim, like)])
         lower, upper = self._bounds(like)
         lower, upper = ((bound - self.standard.loc) / self.standard.scale_tril.diagonal() for bound in (lower, upper))
         encoder = self._given_encoder[0]
@@ -329,8 +329,10 @@ class AmortizedFlow(FlatGuide):
     def p_value(self, observations: Observations) -> Tensor:
         r"""How typical data are of the simulations, see :class:`~pyro_flows.guides.Typicality`.
 
-        Data that follow the model have a p-value below :math:`\alpha` with probability at most :math:`\alpha`. At
-        ``guide.typicality.level``, 0.001 unless there are few simulations, :meth:`sample` and calls of the guide warn.
+        Twice the smaller of two p-values: of the data themselves, and of the latents that the regression inside of the guide
+        predicts from them, which tell when many observations say together what none says alone. Data that follow the model have a
+        p-value below :math:`\alpha` with probability at most :math:`\alpha`. At :attr:`untypical_level` :meth:`sample` and calls of
+        the guide warn.
 
         Args:
             observations: As for :meth:`sample`.
@@ -342,17 +344,44 @@ class AmortizedFlow(FlatGuide):
             ValueError: If the guide was not trained on simulations, or the observations do not fit the model.
         """
         vector = self.standardised(observations)
-        if not self.typicality.is_set:
+        if not self._knows_simulations:
             raise ValueError("the guide knows no simulations to compare with; train it with fit_amortized")
-        return self.typicality.p_value(vector)
+        return self._p_value(vector)
+
+    @property
+    def _knows_simulations(self) -> bool:
+        return all(part.is_set for part in self.typicality)  # type: ignore[union-attr]
+
+    @property
+    def untypical_level(self) -> float:
+        """The p-value at which data are called untypical: 0.001, or the smallest that so few simulations allow."""
+        return float(max(0.001, *(2 * part.smallest for part in self.typicality)))  # type: ignore[operator, union-attr, arg-type]
+
+    @torch.no_grad()
+    def _summaries(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        """What typicality is judged by: standardised observations ``(*, P)``, and predicted latents ``(*, D)``."""
+        return vector, self.member(0).flow.regression.location(self.features(0, vector))
+
+    def _p_value(self, vector: Tensor) -> Tensor:
+        found = [part.p_value(rows) for part, rows in zip(self.typicality, self._summaries(vector), strict=True)]  # type: ignore[operator]
+        return (2 * torch.minimum(*found)).clamp_max(1.0)
+
+    def set_typicality(self, observations: Observations) -> None:
+        """Take simulated data as what is typical; training does so at its end.
+
+        Args:
+            observations: At least 20 data sets ``(S, site shape)``, of which 4,000 at most are used.
+        """
+        for part, rows in zip(self.typicality, self._summaries(self.standardised(observations)), strict=True):
+            part.set(rows)  # type: ignore[operator]
 
     @torch.no_grad()
     def _warn_if_untypical(self, vector: Tensor) -> None:
-        if not self.typicality.is_set or (self._seen is not None and torch.equal(self._seen, vector)):
+        if not self._knows_simulations or (self._seen is not None and torch.equal(self._seen, vector)):
             return
         self._seen = vector.detach().clone()  # said once for the same data
-        p_values = self.typicality.p_value(vector)
-        low = p_values <= self.typicality.level
+        p_values = self._p_value(vector)
+        low = p_values <= self.untypical_level
         if bool(low.any()):
             warnings.warn(
                 f"{int(low.sum())} of {low.numel()} data sets lie far from all simulations (smallest p-value "

@@ -11,16 +11,19 @@ from torch import Tensor, nn
 _MOST_ROWS = 2000
 _MOST_COMPONENTS = 32
 _NEIGHBOURS = 5
+_LINEAR = 3.0  # deviations up to which a variable keeps its scale
 
 
 class Typicality(nn.Module):
     r"""Conformal test of data against simulations, by the distance to their nearest neighbours.
 
-    Half of the simulations are neighbours, the others are calibration. The score of a data set is its distance, in whitened
-    coordinates, to the fifth nearest neighbour; beyond 32 variables, in the 32 leading principal components and in the norm of what
-    these leave. Its p-value is :math:`(1 + \#\{\text{calibration scores at least as large}\}) / (1 + n)`. A data set that follows
-    the model has a p-value of at most :math:`\alpha` with probability at most :math:`\alpha`, whatever the model. It can be far
-    from the simulations where the model is wrong, and also where the prior is.
+    Half of the simulations are neighbours, the others are calibration. Every variable is first put to
+    :math:`\mathrm{asinh}((x - m) / 3 s)` with its median :math:`m` and median deviation :math:`s`, lest a few wild simulations set
+    the scale. The score of a data set is its distance, in whitened coordinates, to the fifth nearest neighbour; beyond 32
+    variables, in the 32 leading principal components and in the norm of what these leave. Its p-value is
+    :math:`(1 + \#\{\text{calibration scores at least as large}\}) / (1 + n)`. A data set that follows the model has a p-value of at
+    most :math:`\alpha` with probability at most :math:`\alpha`, whatever the model. It can be far from the simulations where the
+    model is wrong, and also where the prior is.
 
     References:
         Vovk, Gammerman, Shafer (2005), *Algorithmic learning in a random world*, https://doi.org/10.1007/b106715;
@@ -39,6 +42,8 @@ class Typicality(nn.Module):
     """
 
     components: Tensor
+    median: Tensor
+    deviation: Tensor
     centre: Tensor
     rest_scale: Tensor
     neighbours: Tensor
@@ -46,6 +51,8 @@ class Typicality(nn.Module):
 
     def __init__(self, num_variables: int, like: Tensor) -> None:
         super().__init__()
+        self.register_buffer("median", like.new_zeros(num_variables))
+        self.register_buffer("deviation", like.new_ones(num_variables))
         self.register_buffer("components", like.new_zeros(num_variables, 0))
         self.register_buffer("centre", like.new_zeros(num_variables))
         self.register_buffer("rest_scale", like.new_ones(()))
@@ -65,9 +72,9 @@ class Typicality(nn.Module):
         return len(self.calibration) > 0
 
     @property
-    def level(self) -> float:
-        """The p-value at which data are called untypical: 0.001, or the smallest that so few simulations allow."""
-        return max(0.001, 1 / (1 + len(self.calibration)))
+    def smallest(self) -> float:
+        """The smallest p-value that so many simulations allow."""
+        return 1 / (1 + len(self.calibration))
 
     @torch.no_grad()
     def set(self, data: Tensor) -> None:
@@ -79,6 +86,10 @@ class Typicality(nn.Module):
         if len(data) < 4 * _NEIGHBOURS:
             raise ValueError(f"at least {4 * _NEIGHBOURS} simulations are needed, got {len(data)}")
         data = data[: 2 * _MOST_ROWS]
+        self.median = data.median(0).values
+        deviation = 1.4826 * (data - self.median).abs().median(0).values
+        self.deviation = torch.where(deviation > 0, deviation, data.std(0).clamp_min(1e-6))
+        data = self._tamed(data)
         centre = data.mean(0)
         _, values, vectors = torch.linalg.svd(data - centre, full_matrices=False)
         scales = values / len(data) ** 0.5
@@ -92,6 +103,9 @@ class Typicality(nn.Module):
         half = len(data) // 2
         self.neighbours = coordinates[:half]
         self.calibration = self._distance(coordinates[half:]).sort().values
+
+    def _tamed(self, data: Tensor) -> Tensor:
+        return torch.asinh((data - self.median) / (_LINEAR * self.deviation))
 
     def _coordinates(self, data: Tensor) -> Tensor:
         """Whitened components and the norm of the rest, ``(*, K + 1)``."""
@@ -109,6 +123,6 @@ class Typicality(nn.Module):
     @torch.no_grad()
     def p_value(self, data: Tensor) -> Tensor:
         """The p-values ``(*)`` of data sets ``(*, P)``."""
-        distance = self._distance(self._coordinates(data))
+        distance = self._distance(self._coordinates(self._tamed(data)))
         larger = len(self.calibration) - torch.searchsorted(self.calibration, distance.contiguous())
         return (1 + larger).to(data) / (1 + len(self.calibration))

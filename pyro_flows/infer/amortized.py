@@ -6,18 +6,20 @@ import copy
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pyro_flows.guides.amortized_flow import AmortizedFlow
+from pyro_flows.diagnostics import Diagnosis, diagnose, psis, psis_resample, usable_log_weights
+from pyro_flows.guides.amortized_flow import AmortizedFlow, Observations
 from pyro_flows.model.latents import FlatLatents
 from pyro_flows.model.simulate import Simulations, SimulationTarget, draw
 
-from .result import check_seed
+from .amortized_verdict import weighted_draws
+from .result import check_count, check_seed
 
 _CLIP = 5.0
 _WARMUP = 0.05
@@ -35,19 +37,92 @@ class AmortizedFit:
         skipped: Steps left out because their loss or gradient was not finite.
         stop_reason: ``"max_epochs"``, ``"no_progress"``, ``"max_time"`` or ``"interrupted"``, of the last member.
         seconds: Seconds that training took, simulations not counted.
+        fresh: Whether training rows were drawn anew for every epoch.
+        guide: The guide.
 
     Example:
         >>> AmortizedFit(Simulations({"x": torch.zeros(1)}, {"y": torch.zeros(1)})).skipped
         0
     """
 
-    simulations: Simulations
-    losses: list[list[float]] = field(default_factory=list)
-    validation_losses: list[list[float]] = field(default_factory=list)
+    simulations: Simulations = field(repr=False)
+    losses: list[list[float]] = field(default_factory=list, repr=False)
+    validation_losses: list[list[float]] = field(default_factory=list, repr=False)
     best_epochs: list[int] = field(default_factory=list)
     skipped: int = 0
     stop_reason: str = "max_epochs"
     seconds: float = 0.0
+    fresh: bool = False
+    guide: AmortizedFlow | None = field(default=None, repr=False)
+
+    def diagnose(self, observations: Observations, num_samples: int = 4000, *, seed: int | None = 0) -> Diagnosis:
+        """Whether to trust the posterior of one data set, from importance weights: for models that have a density.
+
+        Args:
+            observations: The data set, as for :meth:`AmortizedFlow.sample`.
+            num_samples: Number of draws.
+            seed: Seed of these draws.
+
+        Returns:
+            Figures, verdict and advice.
+
+        Raises:
+            ValueError: If the model is a simulator without density, or there are several data sets.
+
+        Example:
+            >>> def model(y=None):
+            ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+            ...     pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+            >>> guide = pf.AmortizedFlow(model, observed=["y"])
+            >>> fit = pf.fit_amortized(guide, num_simulations=2000, max_epochs=1, seed=0, progress=False)
+            >>> fit.diagnose(torch.tensor(0.5)).ess_fraction > 0.9
+            True
+        """
+        _, latents, log_p, log_q = weighted_draws(self._trained, observations, num_samples, seed)
+        diagnosis = diagnose(log_p, log_q, draws=latents.double())
+        if diagnosis.verdict == "good":
+            return diagnosis
+        better = "" if self.fresh else ", by draws that are new in every epoch (fresh=True)"
+        advice = (
+            f"The guide is not exact at these data. Train longer or on more simulations{better}, with an encoder of what matters "
+            f"in the data, or by the ELBO on them (SVI with the guide)."
+        )
+        if diagnosis.verdict == "reweight":
+            advice = f"Take fit.resample(observations, n), which corrects the draws by their weights. {advice}"
+        return replace(diagnosis, advice=advice)
+
+    def resample(self, observations: Observations, num_samples: int = 1000, *, seed: int | None = None) -> dict[str, Tensor]:
+        """Draws of the posterior of one data set by importance resampling, out of ten times as many of the guide.
+
+        Args:
+            observations: The data set, as for :meth:`AmortizedFlow.sample`.
+            num_samples: Number S of draws, taken with replacement.
+            seed: Makes them reproducible.
+
+        Returns:
+            A value ``(S, site shape)`` per latent site.
+
+        Raises:
+            ValueError: As :meth:`diagnose`.
+
+        Example:
+            See :meth:`diagnose`.
+        """
+        check_count("num_samples", num_samples)
+        draws, latents, log_p, log_q = weighted_draws(self._trained, observations, max(10 * num_samples, 10_000), seed)
+        generator = torch.Generator(device="cpu")
+        if seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(seed)
+        chosen = psis_resample(psis(usable_log_weights(log_p, log_q, latents)[0]).log_weights, num_samples, generator)
+        return {name: value[chosen.to(value.device)] for name, value in draws.items()}
+
+    @property
+    def _trained(self) -> AmortizedFlow:
+        if self.guide is None:
+            raise ValueError("this record has no guide; take the one that fit_amortized returned")
+        return self.guide
 
 
 def fit_amortized(
@@ -55,7 +130,7 @@ def fit_amortized(
     *args: Any,
     simulations: Simulations | None = None,
     num_simulations: int = 10_000,
-    fresh: bool = False,
+    fresh: bool | None = None,
     warm_start: bool = False,
     lr: float = 3e-3,
     batch_size: int = 256,
@@ -81,8 +156,9 @@ def fit_amortized(
         guide: The guide; set up anew on the simulations unless ``warm_start``.
         args: Arguments of the model; the data may be among them, or None in their place.
         simulations: What to train on; None to draw ``num_simulations`` from the model.
-        num_simulations: Number of draws where there are no ``simulations``.
-        fresh: Whether to draw the training rows anew for every epoch, for models that are cheap; the rows held out stay.
+        num_simulations: Number of draws where there are no ``simulations``; in every epoch, if they are fresh.
+        fresh: Whether to draw the training rows anew for every epoch, so that there is no overfitting; the rows held out stay. None
+            for doing so where no ``simulations`` are given and the model makes all draws at once.
         warm_start: Whether to go on from the guide's parameters and standardisation, as after training by the ELBO.
         lr: Largest step size of Adam.
         batch_size: Rows per step.
@@ -125,6 +201,8 @@ def fit_amortized(
         if simulations is None:
             options: dict[str, Any] = {"num_workers": num_workers, "max_failed": max_failed, "progress": progress}
             simulations = draw(target, num_simulations, **options)
+            if fresh is None:
+                fresh = simulations.path in ("vmap", "plate")
         if not warm_start or guide.prototype_trace is None:
             guide.setup_on(simulations, target)
         return _train(
@@ -186,9 +264,7 @@ def _train(
     held_out = max(1, round(validation_share * len(flat)))
     if len(flat) - held_out < 2:
         raise ValueError(f"simulations hold {len(flat)} draws, too few to train on and to hold some out; give more")
-    done = AmortizedFit(simulations)
-    if len(vector) >= 20:
-        guide.typicality.set(vector)
+    done = AmortizedFit(simulations, fresh=target is not None, guide=guide)
     with tqdm(total=guide.num_members * max_epochs, desc="fit_amortized", unit="epoch", disable=not progress) as bar:
         for i in range(guide.num_members):
             order = torch.randperm(len(flat), device=flat.device)
@@ -201,6 +277,8 @@ def _train(
             _Member(guide, i, done, bar, target, max_epochs, limit, **options).run(flat, vector, train, held)
             if done.stop_reason == "interrupted":
                 break
+    if len(vector) >= 20:
+        guide.set_typicality(simulations.observations)
     done.seconds = time.monotonic() - began
     return done
 

@@ -72,7 +72,12 @@ class NLLEstimate:
     def warning(self) -> str | None:
         """What is wrong with the weights, None if nothing is."""
         few, count = int(self.unreliable.sum()), len(self.values)
-        return f"{few} of {count} elements have fewer than {MIN_EFFECTIVE_DRAWS} effective draws: mend the guide" if few else None
+        remedy = (
+            "mend the guide"
+            if count > 1
+            else "mend the guide, or name the plate of the data by plate=, to score it element by element"
+        )
+        return f"{few} of {count} elements have fewer than {MIN_EFFECTIVE_DRAWS} effective draws: {remedy}" if few else None
 
     def __str__(self) -> str:
         text = f"{self.mean:.3f} ± {self.mcse:.3f} nats (N = {len(self.values)}, S = {self.num_samples}, ELBO {self.elbo:.3f})"

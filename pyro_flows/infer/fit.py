@@ -64,7 +64,7 @@ def fit(
             that tails are not cut; ``"iwae"``, the importance-weighted bound of all draws of a step, or ``"renyi"``, Rényi's of
             order one half, both more tolerant of a flow that cannot be exact; ``"forward_kl"``, which after the lower bound
             minimises :math:`\mathrm{KL}(p \| q)` and widens tails. All by path gradients.
-        num_particles: Draws per step; None for 256, and fewer where there are more than 32 latents (64 from 128 on), 4 for a guide
+        num_particles: Draws per step; None for 256, and fewer where there are more than 32 latents (64 from 128 on), 8 for a guide
             of plates.
         max_steps: Steps at most, of all guides that are tried; None for 4,000, and 20,000 for a guide of plates.
         max_time: Seconds after which training ends, the search for a start included; None for no limit. The look for missed modes

@@ -48,7 +48,8 @@ def fit_plates(
         The fit; its guide is in evaluation mode.
 
     Raises:
-        ValueError: If the guide is of another model, or this enumerates sites.
+        ValueError: If the guide is of another model, this enumerates sites, or a plate has another size at the minibatches than at
+            ``args``.
         ArithmeticError: If too many steps are not finite.
 
     Example:
@@ -69,6 +70,8 @@ def fit_plates(
         raise ValueError("guide was made for another model than the one to be fitted; give guide=AutoPlateFlow(model, ...)")
     guide.train()
     guide.setup(*first, **kwargs)
+    if minibatches is not None:
+        _check_sizes(guide, first, args, kwargs)
     parameters = structure.parameters()
     record: dict[str, Any] = {
         "guide": type(guide).__name__,
@@ -97,3 +100,21 @@ def fit_plates(
         guide.eval()  # dropout is for training
     record.update(training.summary(), seconds=time.monotonic() - began)
     return Fit(guide, None, training, record, model, args, kwargs)
+
+
+def _check_sizes(guide: AutoPlateFlow, first: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse minibatches that are data sets of their own, and arguments for all the data that are not."""
+    try:
+        whole = guide.look(*args, **kwargs).calls
+    except Exception as error:
+        raise ValueError(
+            f"args must be the model's arguments for all the data, on which draws and verdict rest; at those given the model "
+            f"raises {type(error).__name__}: {error}"
+        ) from error
+    for name, plate in guide.look(*first, **kwargs).calls.items():
+        if plate.size != whole[name].size:
+            raise ValueError(
+                f"plate {name!r} has size {plate.size} at the minibatches and {whole[name].size} at the arguments for all the data "
+                f"(args); give it the full size in both: pyro.plate({name!r}, full_size, subsample=indices), with the indices "
+                f"among the arguments, or subsample_size="
+            )

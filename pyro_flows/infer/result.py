@@ -205,6 +205,14 @@ class Fit:
             minibatches = "plates draw minibatches" if self.log_joint.structure.subsampled else "the fit was interrupted"
             why = self.record.get("missed_modes_not_sought", minibatches)
             diagnosis = replace(diagnosis, advice=f"{diagnosis.advice} Modes that the guide misses were not looked for: {why}.")
+        if isinstance(self.guide, AutoPlateFlow) and diagnosis.verdict != "good":
+            note = (
+                f" The weights are those of all {latents.shape[1]} latents together, stricter than for any one of them; where no "
+                f"latent is outside of a plate, evaluate_nll(..., plate=name) weighs element by element. What helps a guide of "
+                f"plates: a smaller step with more patience (schedule=Schedule(lr=3e-3, patience=20)), wider rows or a better "
+                f"encoder."
+            )
+            diagnosis = replace(diagnosis, advice=diagnosis.advice + note)
         learnt = self.record["model_parameters"]
         if diagnosis.verdict == "good" and learnt and self.stop_reason in ("max_steps", "max_time", "interrupted"):
             note = f" Training ended by {self.stop_reason}: the model's parameters {learnt} may not have converged, which weights "

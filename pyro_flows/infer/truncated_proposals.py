@@ -100,7 +100,7 @@ def fit_truncated(
         for number in range(num_rounds):
             rounds.append(fit_amortized(guide, *args, simulations=found, progress=progress, kwargs=kwargs, **options))
             if len(first) >= 20:  # what is typical of the model, not of its truncation
-                guide.typicality.set(guide.standardised(first.observations))
+                guide.set_typicality(first.observations)
             if guide.standardised(observations).dim() != 1:
                 raise ValueError("observations must be one data set; rounds are for one, fit_amortized is for many")
             if number == num_rounds - 1 or rounds[-1].stop_reason == "interrupted":

@@ -74,13 +74,14 @@ class TruncatedRegression(FlowTransform):
         if self._any_bounded:
             self.codomain = constraints.independent(constraints.interval(self.lower, self.upper), 1)
 
-    def _location(self, context: Tensor | None) -> Tensor:
+    def location(self, context: Tensor | None) -> Tensor:
+        """Location before truncation, ``(*, D)``, of contexts ``(*, C)``."""
         if self.weight is None or context is None:
             return self.bias
         return context @ self.weight.T + self.bias
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        location, scale = self._location(context), self.log_scale.exp()
+        location, scale = self.location(context), self.log_scale.exp()
         y, log_det = location + scale * x, self.log_scale.expand(x.shape)
         if self._any_bounded:
             bounded_y, bounded_log_det = self._truncated(x, location)
@@ -88,7 +89,7 @@ class TruncatedRegression(FlowTransform):
         return y, log_det.sum(-1)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        location, scale = self._location(context), self.log_scale.exp()
+        location, scale = self.location(context), self.log_scale.exp()
         x, log_det = (y - location) / scale, -self.log_scale.expand(y.shape)
         if self._any_bounded:
             bounded_x, bounded_log_det = self._untruncated(y, location)
@@ -150,7 +151,7 @@ class TruncatedRegression(FlowTransform):
             >>> TruncatedRegression(torch.tensor([0.0]), torch.tensor([torch.inf])).outside().tolist()
             [0.5]
         """
-        location, scale = self._location(context), self.log_scale.exp()
+        location, scale = self.location(context), self.log_scale.exp()
         below = (self.lower[self.low] - location.index_select(-1, self.low)) / scale[self.low]
         above = (location.index_select(-1, self.high) - self.upper[self.high]) / scale[self.high]
         return torch.cat([ndtr(below), ndtr(above)], -1)

@@ -230,7 +230,7 @@ def test_encoder_that_returns_nonsense_is_named(encoder, words):
 def test_data_far_from_all_simulations_are_warned_about_once(trained):
     guide = copy.deepcopy(trained[0])
     far = torch.tensor([0.0, 50.0, 0.0, 0.0])
-    assert float(guide.p_value(far)) <= guide.typicality.level
+    assert float(guide.p_value(far)) <= guide.untypical_level
     with pytest.warns(UserWarning, match="1 of 1 data sets lie far from all simulations"):
         guide.sample(far, 10)
     guide.sample(far, 10)  # no second time: warnings are errors here
@@ -244,6 +244,18 @@ def test_false_alarms_are_as_rare_as_they_are_said_to_be(trained):
     data = pf.simulate(normal_model, num_simulations=4000, observed=["y"], seed=5).observations["y"]
     share = float((trained[0].p_value(data) <= 0.05).float().mean())
     assert abs(share - 0.05) < 0.024
+
+
+def test_heavy_tails_of_the_simulations_do_not_hide_far_data():
+    def heavy(y=None):
+        a = pyro.sample("a", dist.Normal(0.0, 2.0))
+        s = pyro.sample("s", dist.LogNormal(-0.5, 0.7))
+        pyro.sample("y", dist.StudentT(3.0, a, s).expand([20]).to_event(1), obs=y)
+
+    guide = pf.AmortizedFlow(heavy, observed=["y"], flow="affine")
+    pf.fit_amortized(guide, num_simulations=4000, max_epochs=1, seed=0, progress=False)
+    assert guide.p_value(torch.full((20,), 40.0)) <= guide.untypical_level  # twenty prior sds
+    assert guide.p_value(torch.full((20,), 3.0)) > 0.01
 
 
 def _local_support(x=None):

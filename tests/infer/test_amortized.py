@@ -129,3 +129,42 @@ def test_guides_and_rounds_that_do_not_fit_are_refused():
     other = pf.Simulations({"b": torch.zeros(50)}, {"x": torch.zeros(50)})
     with pytest.raises((ValueError, KeyError)):
         pf.fit_amortized(guide_of(), simulations=other, **QUICK)
+
+
+def test_verdict_and_resampled_draws_at_one_data_set():
+    """The posterior is known; an untrained guide of a curved model is not it, and its weights say so and mend it."""
+    fit = pf.fit_amortized(guide_of(), num_simulations=2000, max_epochs=2, **QUICK)
+    x = torch.tensor(0.8)
+    assert fit.fresh
+    assert fit.diagnose(x).verdict == "good"
+    exact = dist.Normal(0.0, 1.25**0.5).log_prob(x).item()
+    assert abs(fit.diagnose(x).log_evidence - exact) < 0.02
+
+    class Scaled(torch.nn.Module):
+        def forward(self, x):
+            return 0 * x  # a guide that cannot see the data: it stays at the prior
+
+    blind = pf.fit_amortized(guide_of(encoder=Scaled()), num_simulations=2000, max_epochs=1, **QUICK)
+    found = blind.diagnose(x)
+    assert found.verdict == "reweight"
+    assert "fit.resample" in found.advice
+    draws = blind.resample(x, 4000, seed=0)["a"]
+    # The posterior N(0.64, 0.447): about 1,000 effective draws, so five standard errors.
+    assert abs(draws.mean() - 0.64) < 5 * 0.447 / 1000**0.5
+    assert abs(draws.std() / 0.447 - 1) < 0.15
+
+
+def test_verdict_of_an_amortised_guide_refuses_what_has_no_weights():
+    fit = pf.fit_amortized(guide_of(), num_simulations=200, max_epochs=1, **QUICK)
+    with pytest.raises(ValueError, match="one data set"):
+        fit.diagnose(torch.zeros(3))
+    with pytest.raises(ValueError, match="num_samples"):
+        fit.resample(torch.zeros(()), 0)
+    simulator = pf.SimulatorModel(
+        lambda: pyro.sample("a", dist.Normal(0.0, 1.0)), lambda latents: latents["a"] + 0.1 * torch.randn(())
+    )
+    guide = pf.AmortizedFlow(simulator)
+    fit = pf.fit_amortized(guide, num_simulations=100, max_epochs=1, **QUICK)
+    assert not fit.fresh
+    with pytest.raises(ValueError, match="simulator has no density"):
+        fit.diagnose(torch.zeros(()))

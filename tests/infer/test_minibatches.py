@@ -242,3 +242,17 @@ def test_a_likelihood_that_is_not_finite_in_some_minibatches_is_named():
     with pyro.validation_enabled(False), pytest.raises(ArithmeticError, match=r"'penalty' \(3 of 4 elements"):
         pf.fit(broken, *EVERYTHING, **fitted)
     assert not guide.training
+
+
+def test_minibatches_and_all_data_must_have_plates_of_one_size():
+    def by_length(y):
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(z, NOISE), obs=y)
+
+    guide = pf.AutoPlateFlow(by_length, {"data": lambda y: y[:, None]}, flow="affine")
+    with pytest.raises(ValueError, match=r"plate 'data' has size 4 at the minibatches and 12 at the arguments"):
+        pf.fit(by_length, DATA, guide=guide, minibatches=list(DATA.split(4)), progress=False)
+    guide = pf.AutoPlateFlow(model, {"data": 2}, flow="affine")
+    with pytest.raises(ValueError, match=r"args must be the model's arguments for all the data"):
+        pf.fit(model, guide=guide, minibatches=Minibatches(), progress=False)
