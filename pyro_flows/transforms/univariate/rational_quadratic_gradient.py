@@ -38,69 +38,87 @@ class SplineFunction(torch.autograd.Function):
         num_bins, bound, min_bin, min_slope = options
         inside = at.clamp(-bound, bound)
         outside = inside != at
-        shares = raw[: 2 * num_bins].unflatten(0, (2, num_bins)).softmax(1)
-        knots = _knots(shares, bound, min_bin)
-        left = (inside >= knots[int(inverse), 1:-1]).sum(0, keepdim=True)
+        buffer = _with_shares(raw, num_bins)
+        knots = _knots(_shares(buffer, num_bins), bound, min_bin)
+        right = (inside >= knots[int(inverse), 1:-1]).view(torch.uint8)
+        left = right.sum(0, keepdim=True, dtype=torch.uint8).to(torch.int64)
         pair = torch.cat([left, left + 1])
         (x0, x1), (y0, y1) = knots.gather(1, pair.expand(2, *pair.shape))
-        slopes = raw[2 * num_bins :].gather(0, (pair - 1).clamp_(0, num_bins - 2))
-        d0, d1 = (min_slope + (1 - min_slope) * F.softplus(slopes, beta=LOG_2)).masked_fill_(_is_end(pair, num_bins), 1.0)
+        ends = torch.cat([left == 0, left == num_bins - 1])
+        which = pair.sub_(1).clamp_(0, num_bins - 2)
+        slopes = raw[2 * num_bins :].gather(0, which)
+        d0, d1 = F.softplus(slopes, beta=LOG_2).mul_(1 - min_slope).add_(min_slope).masked_fill_(ends, 1.0)
         bin_ = Bin(x0, x1.sub_(x0), y0, y1.sub_(y0), d0, d1)
         value, log_slope, theta = (inverse_in_bin if inverse else forward_in_bin)(inside, bin_)
-        ctx.save_for_backward(at, raw, shares, pair, slopes, theta, outside, *bin_)
-        ctx.inverse, ctx.options = inverse, options
+        ctx.save_for_backward(at, raw, left, which, ends, slopes, theta, outside, *bin_)
+        ctx.buffer, ctx.inverse, ctx.options = buffer, inverse, options
         return torch.where(outside, at, value), log_slope.masked_fill_(outside, 0.0)
 
     @staticmethod
     def backward(ctx: Any, g_value: Tensor, g_log_slope: Tensor) -> tuple[Tensor | None, ...]:
-        at, raw, shares, pair, slopes, theta, outside, *ends = ctx.saved_tensors
+        at, raw, left, which, ends, slopes, theta, outside, *sizes = ctx.saved_tensors
         needed = ctx.needs_input_grad[:2]
         if torch.is_grad_enabled():  # somebody asks for derivatives of these
             return (*_by_autograd(at, raw, ctx.inverse, ctx.options, (g_value, g_log_slope), needed), *(None,) * 5)
         num_bins, bound, min_bin, min_slope = ctx.options
-        x0, w, y0, h, d0, d1 = ends
+        x0, w, y0, h, d0, d1 = sizes
         s, rest = h / w, 1 - theta
         a, b = torch.lerp(d0, s, theta), torch.lerp(s, d1, theta)
-        p, q = torch.lerp(a, b, theta), torch.lerp(b, a, theta)
-        both, rising, falling = theta * rest, d1 - s, s - d0
-        by_q, by_p = 1 / q, 1 / p
-        slope = p * (s * by_q).square()
-        of_theta = (b - a + torch.lerp(falling, rising, theta)) * by_p - 2 * (a - b + torch.lerp(rising, falling, theta)) * by_q
+        by_p, by_q = torch.lerp(a, b, theta).reciprocal_(), torch.lerp(b, a, theta).reciprocal_()
+        both, rising, falling, step = theta * rest, d1 - s, s - d0, b - a
+        # Derivative of the log-slope to the place in the bin.
+        of_theta = torch.lerp(falling, rising, theta).add_(step).mul_(by_p)
+        of_theta.addcmul_(torch.lerp(rising, falling, theta).sub_(step), by_q, value=-2)
         g_y, g_log = g_value.masked_fill(outside, 0.0), g_log_slope.masked_fill(outside, 0.0)
+        slope = (s * by_q).square_().div_(by_p)
         if ctx.inverse:
             # The value x solves y(x) = const, so that dx = (dy - what the parameters do to y at a fixed x) / slope.
-            g_log = -g_log
-            g_at = torch.addcdiv(g_y, g_log * of_theta, w) / slope
+            g_log.neg_()
+            g_at = torch.addcdiv(g_y, g_log * of_theta, w).div_(slope)
             g_y = -g_at
-            g_theta = torch.addcmul(g_log * of_theta, g_y, w * slope)
-        else:
-            g_theta = torch.addcmul(g_log * of_theta, g_y, w * slope)
+        g_theta = (g_log * of_theta).addcmul_(g_y, slope.mul_(w))
+        if not ctx.inverse:
             g_at = g_theta / w
         g_at = torch.where(outside, g_value, g_at)
         if not needed[1]:
             return g_at, *(None,) * 6
-        bend = g_y * h * both * by_q.square()
-        twice = 2 * both * by_q
-        g_s = bend * (theta * b - rest * a) + g_log * (2 / s + 2 * (both * by_p - by_q) + 2 * twice)
-        g_d0 = bend * rest * b + g_log * (rest.square() * by_p - twice)
-        g_d1 = g_log * (theta.square() * by_p - twice) - bend * theta * a
-        left = pair[:1]
-        g_place = torch.stack([-g_theta / w, g_y])
-        g_size = torch.stack([-(g_s * s + g_theta * theta) / w, torch.addcdiv(g_y * theta * a * by_q, g_s, w)])
+        bend = (g_y * h).mul_(both).mul_(by_q).mul_(by_q)
+        both_q = (both * by_q).mul_(2)
+        g_s = (theta * b).addcmul_(rest, a, value=-1).mul_(bend)
+        g_s.addcmul_(g_log, (both * by_p).sub_(by_q).add_(both_q).add_(s.reciprocal()), value=2)
+        g_slopes = torch.stack([rest, theta])
+        g_slopes.square_().mul_(by_p).sub_(both_q).mul_(g_log)
+        g_slopes[0].addcmul_(bend, rest * b)
+        g_slopes[1].addcmul_(bend, theta * a, value=-1)
+        g_slopes.mul_(torch.sigmoid(slopes.mul(LOG_2))).mul_(1 - min_slope).masked_fill_(ends, 0.0)
+        g_place = torch.stack([g_theta / w, g_y])
+        g_place[0].neg_()
+        g_size = torch.stack([(g_s * s).addcmul_(g_theta, theta).div_(w).neg_(), (g_y * theta).mul_(a).mul_(by_q).addcdiv_(g_s, w)])
         smallest, free = 2 * bound * min_bin, 2 * bound * (1 - num_bins * min_bin)
-        reached = torch.stack([x0, y0]) + (
-            bound - smallest * left.to(x0.dtype)
-        )  # what the bins before take beyond their smallest sizes
-        mean = g_place * reached + g_size * (torch.stack([w, h]) - smallest)
-        g_raw = torch.empty_like(raw)
-        bins = torch.arange(num_bins, device=raw.device).reshape(-1, *(1,) * at.dim())
-        g_shares = torch.where(bins < left, (free * g_place - mean)[:, None], -mean[:, None])
-        g_shares.scatter_(1, left.expand(2, *left.shape), (free * g_size - mean)[:, None])
-        torch.mul(g_shares, shares, out=g_raw[: 2 * num_bins].unflatten(0, (2, num_bins)))
-        g_slopes = torch.stack([g_d0, g_d1]) * (1 - min_slope) * torch.sigmoid(LOG_2 * slopes)
-        g_slopes.masked_fill_(_is_end(pair, num_bins), 0.0)
-        g_raw[2 * num_bins :].zero_().scatter_add_(0, (pair - 1).clamp_(0, num_bins - 2), g_slopes)
+        own = torch.stack([w, h]).sub_(smallest).mul_(g_size)  # what the share of its own bin brings
+        mean = torch.stack([x0, y0]).add_(left.to(w.dtype), alpha=-smallest).add_(bound).mul_(g_place).add_(own)
+        g_place.mul_(free)
+        # The gradient takes the place of the shares, which are made anew should it be asked for twice.
+        g_raw = _with_shares(raw, num_bins) if ctx.buffer is None else ctx.buffer
+        ctx.buffer = None
+        shares, no_mean = _shares(g_raw, num_bins), mean.neg_()
+        for k in range(num_bins):
+            shares[:, k].mul_(torch.addcmul(no_mean, (left > k).to(w.dtype), g_place))
+        shares.scatter_add_(1, left.expand(2, *left.shape), own[:, None])
+        g_raw[2 * num_bins :].zero_().scatter_add_(0, which, g_slopes)
         return g_at, g_raw, *(None,) * 5
+
+
+def _with_shares(raw: Tensor, num_bins: int) -> Tensor:
+    """A tensor like ``raw``, with the softmax of widths and of heights in their rows, and nothing in the others."""
+    buffer = torch.empty_like(raw, memory_format=torch.contiguous_format)
+    torch.softmax(_shares(raw, num_bins), 1, out=_shares(buffer, num_bins))
+    return buffer
+
+
+def _shares(raw: Tensor, num_bins: int) -> Tensor:
+    """The rows of widths and heights, ``(2, K, *)``."""
+    return raw[: 2 * num_bins].unflatten(0, (2, num_bins))
 
 
 def _knots(shares: Tensor, bound: float, min_bin: float) -> Tensor:
@@ -109,17 +127,11 @@ def _knots(shares: Tensor, bound: float, min_bin: float) -> Tensor:
     knots = shares.new_empty(2, num_bins + 1, *shares.shape[2:])
     inner = knots[:, 1:-1]
     torch.cumsum(shares[:, :-1], 1, out=inner)
-    grid = torch.linspace(-bound, bound, num_bins + 1, device=shares.device, dtype=shares.dtype)
-    moved = torch.arange(num_bins + 1, device=shares.device, dtype=shares.dtype) / num_bins
-    free = 2 * bound * (1 - num_bins * min_bin)
-    torch.add((grid - free * moved)[1:-1].reshape(-1, *(1,) * (shares.dim() - 2)), inner, alpha=free, out=inner)
+    smallest, free = 2 * bound * min_bin, 2 * bound * (1 - num_bins * min_bin)
+    grid = torch.arange(1, num_bins, device=shares.device, dtype=shares.dtype).mul_(smallest).sub_(bound)
+    torch.add(grid.reshape(-1, *(1,) * (shares.dim() - 2)), inner, alpha=free, out=inner)
     knots[:, 0], knots[:, -1] = -bound, bound
     return knots
-
-
-def _is_end(pair: Tensor, num_bins: int) -> Tensor:
-    """Whether a knot is one of the outermost."""
-    return (pair == 0) | (pair == num_bins)
 
 
 def _by_autograd(
