@@ -233,8 +233,7 @@ def _affine(dim: int, context_dim: int, loc: Tensor, init_scale: float, direct: 
     else:
         univariate = Affine(log_scale_bound=10.0)
         affine = Elementwise(dim, univariate, context_dim, hidden_dims=())
-        bound = univariate.log_scale_bound
-        raw = torch.full_like(loc, bound * math.atanh(math.log(init_scale) / bound))
+        raw = univariate.raw_log_scale(torch.full_like(loc, math.log(init_scale)))
         params, start = affine.conditioner, {"raw": torch.stack([loc, raw])}
     with torch.no_grad():
         for name, value in start.items():

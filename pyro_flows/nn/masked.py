@@ -26,7 +26,7 @@ class MaskedLinear(nn.Linear):
 
     def __init__(self, mask: Tensor) -> None:
         super().__init__(mask.shape[1], mask.shape[0])
-        self.register_buffer("mask", mask)
+        self.register_buffer("mask", mask.to(self.weight.dtype))  # of the weight's type, for a product without conversion
 
     @property
     def masked_weight(self) -> Tensor:

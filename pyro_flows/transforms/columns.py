@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
+
+from pyro_flows.solvers.mode import is_eager
 
 
 def to_columns(x: Tensor) -> Tensor:
@@ -35,3 +40,32 @@ def context_rows(context: Tensor, batch: tuple[int, ...]) -> Tensor:
     if context.numel() == context.shape[-1]:
         return context.reshape(1, -1)
     return context.expand(*batch, -1).reshape(-1, context.shape[-1])
+
+
+def permute_rows(x: Tensor, order: Tensor, back: Tensor) -> Tensor:
+    """Rows of ``x`` in another order.
+
+    Args:
+        x: Rows, ``(D, N)``.
+        order: Which row stands where, a permutation, ``(D,)``.
+        back: The inverse of it, by which gradients return without a sum.
+
+    Example:
+        >>> permute_rows(torch.tensor([[1.0], [2.0]]), torch.tensor([1, 0]), torch.tensor([1, 0])).flatten().tolist()
+        [2.0, 1.0]
+    """
+    if is_eager():
+        return _PermuteRows.apply(x, order, back)  # type: ignore[no-any-return, no-untyped-call]
+    return x.index_select(0, order)
+
+
+class _PermuteRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, back: Tensor) -> Tensor:
+        ctx.save_for_backward(order, back)
+        return x.index_select(0, order)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        order, back = ctx.saved_tensors
+        return permute_rows(gradient, back, order), None, None

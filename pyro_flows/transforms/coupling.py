@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..nn.mlp import MLP
-from .columns import context_rows, from_columns, to_columns
+from .columns import context_rows, from_columns, permute_rows, to_columns
 from .core import FlowTransform
 from .elementwise import check_univariate
 from .univariate.base import Params, UnivariateMap
@@ -41,8 +41,7 @@ class Coupling(FlowTransform):
         [1.0, 1.0, 1.0, 1.0]
     """
 
-    passed: Tensor
-    mapped: Tensor
+    joined: Tensor
     restore: Tensor
 
     def __init__(
@@ -66,20 +65,22 @@ class Coupling(FlowTransform):
         passed = [i for i in range(input_dim) if keep[i]]
         mapped = [i for i in range(input_dim) if not keep[i]]
         joined = passed + mapped
-        self.register_buffer("passed", torch.tensor(passed, dtype=torch.long))
-        self.register_buffer("mapped", torch.tensor(mapped, dtype=torch.long))
+        self.num_passed = len(passed)
+        self.register_buffer("joined", torch.tensor(joined))
         self.register_buffer("restore", torch.tensor([joined.index(i) for i in range(input_dim)]))
         in_dim, out_dim = len(passed) + context_dim, len(mapped) * univariate.param_count
         self.network = MLP(in_dim, out_dim, hidden_dims, zero_init=True) if in_dim else None
         self.constant = None if in_dim else torch.nn.Parameter(torch.zeros(out_dim))
 
     def extra_repr(self) -> str:
-        return f"passed={self.passed.tolist()}" if self.input_dim <= 16 else f"{len(self.passed)} of {self.input_dim} pass"
+        passed = self.joined[: self.num_passed]
+        return f"passed={passed.tolist()}" if self.input_dim <= 16 else f"{self.num_passed} of {self.input_dim} pass"
 
     def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The variables that pass and those that are mapped, as columns."""
-        columns = to_columns(x)
-        return columns.index_select(0, self.passed), columns.index_select(0, self.mapped)
+        columns = permute_rows(to_columns(x), self.joined, self.restore)
+        passed, mapped = columns.split([self.num_passed, self.input_dim - self.num_passed])
+        return passed, mapped
 
     def _params(self, passed: Tensor, context: Tensor | None, batch: tuple[int, ...]) -> Params:
         if self.network is None:
@@ -125,7 +126,7 @@ class Coupling(FlowTransform):
         return self._join(passed, mapped, batch), log_dets.sum(0).reshape(batch), new_score
 
     def _join(self, passed: Tensor, mapped: Tensor, batch: tuple[int, ...]) -> Tensor:
-        return from_columns(torch.cat([passed, mapped]).index_select(0, self.restore), batch)
+        return from_columns(permute_rows(torch.cat([passed, mapped]), self.restore, self.joined), batch)
 
 
 def _gradient(outputs: list[Tensor], at: Tensor, weights: list[Tensor]) -> Tensor:
