@@ -82,8 +82,10 @@ def prepare(contestant: str, case: Case, training: int) -> tuple[Flow, Callable[
     elif "compiled" in contestant:
         loss = torch.compile(draw)
 
+    parameters = list(flow.module.parameters())
+
     def step() -> None:
-        for parameter in flow.module.parameters():
+        for parameter in parameters:
             parameter.grad = None
         loss().backward()
 

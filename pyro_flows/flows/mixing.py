@@ -2,39 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from ..transforms.core import FlowTransform
+from ..transforms.permutation import Permutation
 
-def coupling_masks(input_dim: int, num_layers: int) -> list[Tensor]:
-    """Masks for a stack of couplings: a random half passes, then the other half, then another random half, and so on.
 
-    The halves are drawn by a generator of their own with a fixed seed, so that a stack of one size always has the same masks.
+def coupling_stack(input_dim: int, num_layers: int, coupling: Callable[[Tensor], FlowTransform]) -> list[FlowTransform]:
+    """Couplings in which the first half of the variables passes, then the second, then two halves of another order, and so on.
+
+    Between pairs stand random permutations, and at the end the one that restores the order, so that a stack of couplings that do
+    nothing does nothing. They are drawn by a generator of their own with a fixed seed: a stack of one size always has the same.
 
     Args:
         input_dim: Number of variables D.
         num_layers: Number of couplings.
+        coupling: Makes a coupling for a mask ``(D,)``, true for the variables that pass.
 
     Raises:
         ValueError: If ``num_layers`` is not a positive integer.
 
     Example:
-        >>> [mask.tolist() for mask in coupling_masks(2, 2)]
-        [[True, False], [False, True]]
+        >>> from pyro_flows.transforms import Affine, Coupling
+        >>> stack = coupling_stack(4, 3, lambda mask: Coupling(4, Affine(), mask=mask))
+        >>> [type(transform).__name__ for transform in stack]
+        ['Coupling', 'Coupling', 'Permutation', 'Coupling', 'Permutation']
     """
     check_num_layers(num_layers)
     generator = torch.Generator(device="cpu").manual_seed(0)
-    masks: list[Tensor] = []
+    first = torch.arange(input_dim, device="cpu") < input_dim // 2
+    order = torch.arange(input_dim, device="cpu")
+    stack: list[FlowTransform] = []
     for layer in range(num_layers):
-        if input_dim == 1:
-            masks.append(torch.tensor([False], device="cpu"))
-        elif layer % 2:
-            masks.append(~masks[-1])
-        else:
-            places = torch.arange(input_dim, device="cpu")
-            order = torch.randperm(input_dim, generator=generator, device="cpu") if layer else places
-            masks.append(order.argsort() < input_dim // 2)
-    return masks
+        if layer and layer % 2 == 0 and input_dim > 2:
+            drawn = torch.randperm(input_dim, generator=generator, device="cpu")
+            stack.append(Permutation(drawn))
+            order = order[drawn]
+        stack.append(coupling(~first if layer % 2 and input_dim > 1 else first))
+    if not torch.equal(order, torch.arange(input_dim, device="cpu")):
+        stack.append(Permutation(order.argsort()))
+    return stack
 
 
 def alternating_orders(input_dim: int, num_layers: int) -> list[Tensor]:

@@ -8,7 +8,7 @@ from ..transforms.core import Compose
 from ..transforms.coupling import Coupling
 from ..transforms.elementwise import Elementwise
 from ..transforms.univariate import Affine, Shift
-from .mixing import coupling_masks
+from .mixing import coupling_stack
 from .registry import register
 
 
@@ -32,8 +32,7 @@ def nice(input_dim: int, context_dim: int = 0, *, num_layers: int = 8, hidden_di
         >>> nice(3)(torch.ones(3)).tolist()
         [1.0, 1.0, 1.0]
     """
-    layers = [
-        Coupling(input_dim, Shift(), context_dim, hidden_dims=hidden_dims, mask=mask)
-        for mask in coupling_masks(input_dim, num_layers)
-    ]
+    layers = coupling_stack(
+        input_dim, num_layers, lambda mask: Coupling(input_dim, Shift(), context_dim, hidden_dims=hidden_dims, mask=mask)
+    )
     return Compose([*layers, Elementwise(input_dim, Affine(log_scale_bound=10.0), context_dim, hidden_dims=hidden_dims)])

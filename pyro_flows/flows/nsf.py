@@ -9,7 +9,7 @@ from ..transforms.core import Compose, FlowTransform
 from ..transforms.coupling import Coupling
 from ..transforms.elementwise import Elementwise
 from ..transforms.univariate import Affine, RationalQuadraticSpline
-from .mixing import alternating_orders, coupling_masks
+from .mixing import alternating_orders, coupling_stack
 from .registry import register
 
 _PAPER = "https://arxiv.org/abs/1906.04032"
@@ -46,10 +46,9 @@ def nsf_coupling(
         'both'
     """
     spline = RationalQuadraticSpline(num_bins, bound)
-    layers = [
-        Coupling(input_dim, spline, context_dim, hidden_dims=hidden_dims, mask=mask)
-        for mask in coupling_masks(input_dim, num_layers)
-    ]
+    layers = coupling_stack(
+        input_dim, num_layers, lambda mask: Coupling(input_dim, spline, context_dim, hidden_dims=hidden_dims, mask=mask)
+    )
     return Compose([*layers, Elementwise(input_dim, Affine(log_scale_bound=10.0), context_dim, hidden_dims=hidden_dims)])
 
 

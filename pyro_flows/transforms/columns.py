@@ -11,13 +11,13 @@ from pyro_flows.solvers.mode import is_eager
 
 
 def to_columns(x: Tensor) -> Tensor:
-    """Columns ``(D, N)`` of points ``(*, D)``, a view where it can be.
+    """Columns ``(D, N)`` of points ``(*, D)``, each variable contiguous; a view of what :func:`from_columns` made.
 
     Example:
         >>> to_columns(torch.zeros(5, 2, 3)).shape
         torch.Size([3, 10])
     """
-    return x.reshape(-1, x.shape[-1]).T
+    return x.reshape(-1, x.shape[-1]).T.contiguous()
 
 
 def from_columns(columns: Tensor, batch: tuple[int, ...]) -> Tensor:

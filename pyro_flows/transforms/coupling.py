@@ -64,7 +64,9 @@ class Coupling(FlowTransform):
             raise ValueError("mask lets every variable pass, so the layer would do nothing; set one entry to False")
         passed = [i for i in range(input_dim) if keep[i]]
         mapped = [i for i in range(input_dim) if not keep[i]]
-        joined = passed + mapped
+        self._passed_last = mapped + passed == list(range(input_dim))
+        joined = mapped + passed if self._passed_last else passed + mapped
+        self._in_place = joined == list(range(input_dim))
         self.num_passed = len(passed)
         self.register_buffer("joined", torch.tensor(joined))
         self.register_buffer("restore", torch.tensor([joined.index(i) for i in range(input_dim)]))
@@ -73,14 +75,17 @@ class Coupling(FlowTransform):
         self.constant = None if in_dim else torch.nn.Parameter(torch.zeros(out_dim))
 
     def extra_repr(self) -> str:
-        passed = self.joined[: self.num_passed]
+        passed = self.joined[-self.num_passed :] if self._passed_last else self.joined[: self.num_passed]
         return f"passed={passed.tolist()}" if self.input_dim <= 16 else f"{self.num_passed} of {self.input_dim} pass"
 
     def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The variables that pass and those that are mapped, as columns."""
-        columns = permute_rows(to_columns(x), self.joined, self.restore)
-        passed, mapped = columns.split([self.num_passed, self.input_dim - self.num_passed])
-        return passed, mapped
+        columns = to_columns(x)
+        if not self._in_place:
+            columns = permute_rows(columns, self.joined, self.restore)
+        sizes = [self.num_passed, self.input_dim - self.num_passed]
+        first, second = columns.split(sizes[::-1] if self._passed_last else sizes)
+        return (second, first) if self._passed_last else (first, second)
 
     def _params(self, passed: Tensor, context: Tensor | None, batch: tuple[int, ...]) -> Params:
         if self.network is None:
@@ -126,7 +131,8 @@ class Coupling(FlowTransform):
         return self._join(passed, mapped, batch), log_dets.sum(0).reshape(batch), new_score
 
     def _join(self, passed: Tensor, mapped: Tensor, batch: tuple[int, ...]) -> Tensor:
-        return from_columns(permute_rows(torch.cat([passed, mapped]), self.restore, self.joined), batch)
+        columns = torch.cat([mapped, passed] if self._passed_last else [passed, mapped])
+        return from_columns(columns if self._in_place else permute_rows(columns, self.restore, self.joined), batch)
 
 
 def _gradient(outputs: list[Tensor], at: Tensor, weights: list[Tensor]) -> Tensor:

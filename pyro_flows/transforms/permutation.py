@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .columns import from_columns, permute_rows, to_columns
 from .core import FlowTransform
 
 
@@ -75,8 +76,17 @@ class Permutation(FlowTransform):
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return :math:`y` of shape ``(*, D)`` and zeros of shape ``(*)``."""
-        return x[..., self.permutation], x.new_zeros(x.shape[:-1])
+        return self._reorder(x, self.permutation, self.inverse_permutation), x.new_zeros(x.shape[:-1])
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return :math:`x` of shape ``(*, D)`` and zeros of shape ``(*)``."""
-        return y[..., self.inverse_permutation], y.new_zeros(y.shape[:-1])
+        return self._reorder(y, self.inverse_permutation, self.permutation), y.new_zeros(y.shape[:-1])
+
+    def forward_with_score(self, x: Tensor, score: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        y, log_det = self.forward_and_log_det(x, context)
+        score = score.detach().expand(x.shape)
+        return y, log_det, self._reorder(score, self.permutation, self.inverse_permutation)
+
+    @staticmethod
+    def _reorder(x: Tensor, order: Tensor, back: Tensor) -> Tensor:
+        return from_columns(permute_rows(to_columns(x), order, back), x.shape[:-1])
