@@ -65,7 +65,8 @@ class StandardNormal(ModuleDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density, ``(*)``, of ``value``, ``(*, *event_shape)``."""
         self._check_value(value)
-        batch = value.shape[: value.dim() - len(self.event_shape)]
-        total = value.square().reshape(*batch, self.event_shape.numel()).sum(-1)
-        result = -0.5 * total - 0.5 * math.log(2 * math.pi) * self.event_shape.numel()
-        return result.expand(torch.broadcast_shapes(self.batch_shape, result.shape))
+        dims = len(self.event_shape)
+        squares = value.square()
+        total = squares.sum(tuple(range(-dims, 0))) if dims else squares
+        result = total.mul(-0.5).sub(0.5 * math.log(2 * math.pi) * self.event_shape.numel())
+        return result.expand(torch.broadcast_shapes(self.batch_shape, result.shape)) if self.batch_shape else result

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from ..nn.masked import MaskedMLP
 from ..solvers.mode import is_eager
-from .columns import context_rows, from_columns, to_columns
+from .columns import context_rows, from_columns, to_columns, total
 from .core import FlowTransform
 from .elementwise import check_univariate
 from .univariate.base import Params, UnivariateMap
@@ -83,7 +83,7 @@ class Autoregressive(FlowTransform):
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         batch = x.shape[:-1]
         y, log_slopes = self._map(context, batch)(to_columns(x))
-        return from_columns(y, batch), log_slopes.expand(y.shape).sum(0).reshape(batch)
+        return from_columns(y, batch), total(log_slopes, y, batch)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         eager, batch, columns = is_eager(), y.shape[:-1], to_columns(y)
@@ -102,7 +102,7 @@ class Autoregressive(FlowTransform):
             f = self._map(context, batch)
             x = _attach_gradient(f, x, columns, self.input_dim)
             log_slopes = -f(x)[1]
-        return from_columns(x, batch), log_slopes.expand(x.shape).sum(0).reshape(batch)
+        return from_columns(x, batch), total(log_slopes, x, batch)
 
     def _sweep(self, y: Tensor, context: Tensor | None, batch: tuple[int, ...], *, stop_early: bool) -> tuple[Tensor, Tensor]:
         network, limit, tolerance = self._network(context, batch), _limit(y), 4 * torch.finfo(y.dtype).eps

@@ -17,7 +17,7 @@ def to_columns(x: Tensor) -> Tensor:
         >>> to_columns(torch.zeros(5, 2, 3)).shape
         torch.Size([3, 10])
     """
-    return x.reshape(-1, x.shape[-1]).T.contiguous()
+    return (x if x.dim() == 2 else x.reshape(-1, x.shape[-1])).t().contiguous()
 
 
 def from_columns(columns: Tensor, batch: tuple[int, ...]) -> Tensor:
@@ -27,7 +27,20 @@ def from_columns(columns: Tensor, batch: tuple[int, ...]) -> Tensor:
         >>> from_columns(torch.zeros(3, 10), (5, 2)).shape
         torch.Size([5, 2, 3])
     """
-    return columns.T.reshape(*batch, columns.shape[0])
+    return columns.t() if len(batch) == 1 else columns.t().reshape(*batch, columns.shape[0])
+
+
+def total(log_slopes: Tensor, columns: Tensor, batch: tuple[int, ...]) -> Tensor:
+    """Sums ``(*batch)`` over the variables of log-slopes that broadcast to the shape of some columns ``(D, N)``.
+
+    Example:
+        >>> total(torch.ones(3, 1), torch.zeros(3, 10), (5, 2)).shape
+        torch.Size([5, 2])
+    """
+    if log_slopes.shape != columns.shape:
+        log_slopes = log_slopes.expand(columns.shape)
+    sums = log_slopes.sum(0)
+    return sums if len(batch) == 1 else sums.reshape(batch)
 
 
 def context_rows(context: Tensor, batch: tuple[int, ...]) -> Tensor:

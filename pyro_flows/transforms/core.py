@@ -66,8 +66,8 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
     keeps its own batch shape, which broadcasts against that of ``x``, and is ``None`` when ``context_dim`` is 0.
 
     The cache remembers one pass (x, y, log-det) by identity and version of the tensors and of every parameter and buffer, by
-    the gradient mode, by train and eval mode, and by the steps that optimisers took. In-place edits through ``.data`` leave
-    versions unchanged and are not seen.
+    the gradient mode, by train and eval mode, and by the steps that optimisers took; it is forgotten once gradients have passed
+    through it. In-place edits through ``.data`` leave versions unchanged and are not seen.
 
     Args:
         input_dim: Number of variables D of the event ``(D,)``. At least 1.
@@ -255,21 +255,24 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
         """Identity, version and mode of everything that a pass depends on beside its input; None where versions are unknown."""
         key: list[Any] = [torch.is_grad_enabled(), _last_optimizer_step[0]]
         stack: list[nn.Module] = [self]
-        while stack:
-            module = stack.pop()
-            if module.__dict__.get("_pyro_samples"):
-                raise ValueError(
-                    f"{type(module).__name__} in {type(self).__name__} has random weights (PyroSample), which a density would draw "
-                    f"anew, outside of the model; put priors on a flow's weights by pyro_flows.distributions.random_module"
-                )
-            key.append(module.training)
-            for tensors in (module._parameters, module._buffers):
-                for tensor in tensors.values():
-                    if tensor is not None:
-                        if tensor.is_inference():
-                            return None
-                        key += (id(tensor), tensor.data_ptr(), tensor._version, tensor.requires_grad)
-            stack += [child for child in module._modules.values() if child is not None]
+        try:
+            while stack:
+                module = stack.pop()
+                state = module.__dict__
+                if "_pyro_samples" in state and state["_pyro_samples"]:
+                    raise ValueError(
+                        f"{type(module).__name__} in {type(self).__name__} has random weights (PyroSample), which a density would "
+                        f"draw anew, outside of the model; put priors on a flow's weights by "
+                        f"pyro_flows.distributions.random_module"
+                    )
+                key.append(state["training"])
+                for tensors in (state["_parameters"], state["_buffers"]):
+                    for tensor in tensors.values():
+                        if tensor is not None:
+                            key += (id(tensor), tensor.data_ptr(), tensor._version, tensor.requires_grad)
+                stack += [child for child in state["_modules"].values() if child is not None]
+        except RuntimeError:  # inference tensors do not track versions
+            return None
         return tuple(key)
 
     def _can_cache(self, *tensors: Tensor | None) -> bool:
@@ -287,8 +290,20 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
 
     def _remember(self, x: Tensor, y: Tensor, log_det: Tensor, context: Tensor | None) -> None:
         state = self._state_key()
-        if state is not None:
-            self._cache = _CacheEntry(x, y, log_det, context, _versions(x, y, context), state)
+        if state is None:
+            return
+        self._cache = _CacheEntry(x, y, log_det, context, _versions(x, y, context), state)
+        myself, remembered = weakref.ref(self), id(log_det)
+
+        def forget(*_: Any) -> None:
+            """Once gradients have passed, the graph is gone, and with it what another call could do with these tensors."""
+            transform = myself()
+            if transform is not None and transform._cache is not None and id(transform._cache.log_det) == remembered:
+                transform._cache = None
+
+        for tensor in (y, log_det):
+            if tensor.grad_fn is not None:
+                tensor.grad_fn.register_prehook(forget)
 
     def _forward_cached(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         if not self._can_cache(x, context):

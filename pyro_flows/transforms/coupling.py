@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..nn.mlp import MLP
-from .columns import context_rows, from_columns, permute_rows, to_columns
+from .columns import context_rows, from_columns, permute_rows, to_columns, total
 from .core import FlowTransform
 from .elementwise import check_univariate
 from .univariate.base import Params, UnivariateMap
@@ -104,13 +104,13 @@ class Coupling(FlowTransform):
         batch = x.shape[:-1]
         passed, entering = self._halves(x)
         mapped, log_det = self.univariate.forward_and_log_det(entering, self._params(passed, context, batch))
-        return self._join(passed, mapped, batch), log_det.expand(mapped.shape).sum(0).reshape(batch)
+        return self._join(passed, mapped, batch), total(log_det, mapped, batch)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         batch = y.shape[:-1]
         passed, entering = self._halves(y)
         mapped, log_det = self.univariate.inverse_and_log_det(entering, self._params(passed, context, batch))
-        return self._join(passed, mapped, batch), log_det.expand(mapped.shape).sum(0).reshape(batch)
+        return self._join(passed, mapped, batch), total(log_det, mapped, batch)
 
     def forward_with_score(self, x: Tensor, score: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         # The Jacobian is block triangular with a diagonal block, so its transpose is solved by one vector-Jacobian product.

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .columns import context_rows, from_columns, to_columns
+from .columns import context_rows, from_columns, to_columns, total
 from .context_parameters import ContextParameters
 from .core import FlowTransform
 from .univariate.base import Params, UnivariateMap
@@ -57,7 +57,7 @@ class Elementwise(FlowTransform):
     ) -> tuple[Tensor, Tensor]:
         batch = x.shape[:-1]
         y, log_det = direction(to_columns(x), self._params(context, batch))
-        return from_columns(y, batch), log_det.expand(y.shape).sum(0).reshape(batch)
+        return from_columns(y, batch), total(log_det, y, batch)
 
 
 def check_univariate(univariate: UnivariateMap) -> UnivariateMap:

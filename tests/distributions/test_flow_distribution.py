@@ -17,6 +17,7 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import nn
 from torch.distributions import constraints
 
+from pyro_flows import flows
 from pyro_flows.distributions import FlowDistribution, MixtureBase, StandardNormal, StudentTBase
 from pyro_flows.transforms import Compose, FlowTransform, Permutation
 
@@ -439,3 +440,15 @@ def test_draws_with_density_compile():
     q = triangular()
     value, log_prob = torch.compile(lambda: q.rsample_and_log_prob((6,)), fullgraph=True, backend="eager")()
     torch.testing.assert_close(log_prob, q.log_prob(value))
+
+
+@pytest.mark.parametrize("direction", ["log_prob", "rsample"])
+def test_gradients_of_the_same_values_can_be_taken_twice_without_a_step_between(direction):
+    """As when gradients of several losses are accumulated on the same data; Pyro raises on a graph that has been freed."""
+    torch.manual_seed(0)
+    q = FlowDistribution(flows.get("real_nvp")(2, num_layers=2))
+    x = torch.randn(5, 2) if direction == "log_prob" else q.rsample((5,))
+    first = torch.autograd.grad(q.log_prob(x).sum(), list(q.parameters()), retain_graph=direction == "rsample", allow_unused=True)
+    second = torch.autograd.grad(q.log_prob(x).sum(), list(q.parameters()), allow_unused=True)
+    for a, b in zip(first, second, strict=True):
+        torch.testing.assert_close(a, b)
