@@ -288,7 +288,7 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
             return None
         return entry
 
-    def _remember(self, x: Tensor, y: Tensor, log_det: Tensor, context: Tensor | None) -> None:
+    def _remember(self, x: Tensor, y: Tensor, log_det: Tensor, context: Tensor | None, produced: tuple[Tensor, Tensor]) -> None:
         state = self._state_key()
         if state is None:
             return
@@ -301,7 +301,7 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
             if transform is not None and transform._cache is not None and id(transform._cache.log_det) == remembered:
                 transform._cache = None
 
-        for tensor in (y, log_det):
+        for tensor in produced:
             if tensor.grad_fn is not None:
                 tensor.grad_fn.register_prehook(forget)
 
@@ -311,7 +311,7 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
         if self._cache is not None and self._cache.x is x and (entry := self._hit(context)) is not None:
             return entry.y, entry.log_det
         y, log_det = self.forward_and_log_det(x, context)
-        self._remember(x, y, log_det, context)
+        self._remember(x, y, log_det, context, (y, log_det))
         return y, log_det
 
     def _inverse_cached(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -320,7 +320,7 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
         if self._cache is not None and self._cache.y is y and (entry := self._hit(context)) is not None:
             return entry.x, -entry.log_det
         x, log_det = self.inverse_and_log_det(y, context)
-        self._remember(x, y, -log_det, context)
+        self._remember(x, y, -log_det, context, (x, log_det))
         return x, log_det
 
     def _log_det_cached(self, x: Tensor, y: Tensor, context: Tensor | None) -> Tensor:
