@@ -184,11 +184,23 @@ class FlowDistribution(ModuleDistribution):
         Raises:
             ValueError: If the flow is conditional and has no context.
         """
+        base = self.base.rsample_with_score(sample_shape) if isinstance(self.base, FlowDistribution) else None
+        return self.with_score(self.base.rsample(torch.Size(sample_shape)) if base is None else base[0], base)
+
+    def with_score(self, noise: Tensor, base: tuple[Tensor, Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """:meth:`rsample_with_score` for given draws of the base.
+
+        Args:
+            noise: Draws of the base, ``(*, *event_shape)``.
+            base: The same, with their log-density and its score, where these are known.
+
+        Raises:
+            ValueError: If the flow is conditional and has no context.
+        """
         self._ready()
-        if isinstance(self.base, FlowDistribution):
-            noise, log_base, score = self.base.rsample_with_score(sample_shape)
+        if base is not None:
+            noise, log_base, score = base
         else:
-            noise = self.base.rsample(torch.Size(sample_shape))
             log_base = self.base.log_prob(noise)
             with torch.enable_grad():
                 at = noise.detach().requires_grad_()

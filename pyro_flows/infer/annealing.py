@@ -12,7 +12,9 @@ from tqdm import tqdm
 from pyro_flows.distributions import FlowDistribution
 
 from .descent import Clip, Training
-from .training import LogDensity, path_step
+from .path_gradient import LogDensity
+from .traced_gradient import TracedGradient
+from .training import take_step
 
 
 def anneal(
@@ -61,21 +63,23 @@ def anneal(
     parameters = [p for p in distribution.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=lr, fused=True)
     done, clip, began = Training(), Clip(), time.monotonic()
+    beta = 0.0
+
+    def between(z: Tensor) -> Tensor:
+        return beta * log_density(z) + (1 - beta) * log_wide(z)
+
+    gradient = TracedGradient(distribution, between, parameters)
     with tqdm(total=num_steps, disable=not progress, desc="anneal", unit="step", dynamic_ncols=True, leave=True) as bar:
         for step in range(num_steps):
             beta = (step + 1) / num_steps
-
-            def between(z: Tensor, beta: float = beta) -> Tensor:
-                return beta * log_density(z) + (1 - beta) * log_wide(z)
-
             try:
                 optimizer.zero_grad(set_to_none=True)
-                loss, sd, _, dropped = path_step(distribution, between, num_particles, 0.0)
-                done.draws, done.dropped = done.draws + num_particles, done.dropped + dropped
-                if math.isfinite(loss) and clip(parameters):
+                taken = take_step(gradient, distribution.base.rsample((num_particles,)), 0.0, parameters)
+                done.draws, done.dropped = done.draws + num_particles, done.dropped + taken.dropped
+                if math.isfinite(taken.loss) and clip(parameters):
                     optimizer.step()
-                    done.losses.append(loss)
-                    done.log_weight_sds.append(sd)
+                    done.losses.append(taken.loss)
+                    done.log_weight_sds.append(taken.log_weight_sd)
                 else:
                     done.skipped += 1
             except KeyboardInterrupt:

@@ -82,6 +82,7 @@ class Training:
         skipped: Steps skipped because a loss or gradient was not finite.
         draws: Draws in all, each with one gradient of the log-density.
         dropped: Draws left out of a step because their log-density or its gradient was not finite.
+        traces: What was traced or compiled, or why not.
 
     Example:
         >>> Training().skipped
@@ -94,6 +95,7 @@ class Training:
     skipped: int = 0
     draws: int = 0
     dropped: int = 0
+    traces: list[str] = field(default_factory=list)
 
     @property
     def steps(self) -> int:
@@ -119,6 +121,7 @@ class Training:
             self.skipped + other.skipped,
             self.draws + other.draws,
             self.dropped + other.dropped,
+            self.traces + other.traces,
         )
 
 

@@ -21,10 +21,11 @@ from .choice import choose_guide
 from .descent import Callback, Schedule, Training
 from .ladder import climb_ladder
 from .modes import describe_modes, missed_by
+from .path_gradient import OBJECTIVES
 from .plate_fit import fit_plates
 from .result import Fit, check_seed
 from .start import choose_coordinates
-from .training import OBJECTIVES, train
+from .training import train
 
 
 def fit(
@@ -42,6 +43,7 @@ def fit(
     schedule: Schedule | None = None,
     progress: bool = True,
     callback: Callback | None = None,
+    compile: bool = False,
     kwargs: Mapping[str, Any] | None = None,
 ) -> Fit:
     r"""Fit a normalizing flow to the posterior of a Pyro model.
@@ -78,6 +80,9 @@ def fit(
         schedule: Step sizes and stop rule.
         progress: Show a progress bar.
         callback: Called as ``callback(step, loss)`` after each step.
+        compile: Whether to compile model and guide into one piece of machine code by ``torch.compile``, which takes some ten
+            seconds for every guide that is tried and needs a C++ compiler; worth it from some thousand steps on. Without it they
+            are traced into a graph of tensor operations after 150 steps. ``fit.record["traced"]`` says what was done, or why not.
         kwargs: Keyword arguments of the model.
 
     Returns:
@@ -99,12 +104,19 @@ def fit(
     if max_steps is None:
         max_steps = 20_000 if isinstance(guide, AutoPlateFlow) else 4000
     _check_arguments(model, objective, num_particles, max_steps, max_time, seed, schedule, callback, kwargs)
+    if not isinstance(compile, bool):
+        raise ValueError(f"compile must be True or False, got {compile!r}")
     if non_centred is not None and not isinstance(non_centred, bool):
         raise ValueError(f"non_centred must be True, False or None, got {non_centred!r}")
     call_kwargs = dict(kwargs or {})
     began = time.monotonic()
     if isinstance(guide, AutoPlateFlow):
-        for name, value, usual in (("objective", objective, "path"), ("init", init, None), ("non_centred", non_centred, None)):
+        for name, value, usual in (
+            ("objective", objective, "path"),
+            ("init", init, None),
+            ("non_centred", non_centred, None),
+            ("compile", compile, False),
+        ):
             if value != usual:
                 raise ValueError(f"{name} has no effect on an AutoPlateFlow, got {value!r}; leave it out")
         with _seeded(seed):
@@ -133,6 +145,7 @@ def fit(
             "num_particles": particles,
             "seed": seed,
             "rungs": [],
+            "traced": [],
         }
         if structure.subsampled and objective != "path":
             raise ValueError(
@@ -164,7 +177,9 @@ def fit(
                 explain=lambda z: _explain(log_joint, z),
                 full_density=log_joint.full if structure.subsampled else None,
                 objective=objective,
+                compile=compile,
             )
+            record["traced"].extend(done.traces)
             rounds.append(done)
             return done
 

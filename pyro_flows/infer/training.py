@@ -12,11 +12,8 @@ from torch import Tensor, nn
 from pyro_flows.distributions import FlowDistribution
 
 from .descent import Callback, Schedule, Step, Training, descend
-
-#: What ``fit`` can maximise: the evidence lower bound, the importance-weighted one of all draws of a step, Rényi's bound of order
-#: one half; and the lower bound first and then, as far as the weights allow, minus the divergence of the guide from the posterior.
-OBJECTIVES = ("path", "iwae", "renyi", "forward_kl")
-LogDensity = Callable[[Tensor], Tensor]
+from .path_gradient import LogDensity
+from .traced_gradient import TracedGradient
 
 
 def train(
@@ -33,6 +30,7 @@ def train(
     explain: Callable[[Tensor], str] = lambda z: "",
     full_density: LogDensity | None = None,
     objective: str = "path",
+    compile: bool = False,
 ) -> Training:
     """Maximise the ELBO of ``distribution`` by path gradients, in place.
 
@@ -49,6 +47,7 @@ def train(
         explain: Says which sites are not finite at given latents, for the error.
         full_density: Log joint density with all data, where ``log_density`` takes minibatches.
         objective: One of :data:`OBJECTIVES`.
+        compile: Whether to compile steps, see :class:`TracedGradient`.
 
     Returns:
         What was done.
@@ -66,20 +65,21 @@ def train(
     """
     modules = nn.ModuleList([distribution, nn.ParameterList(extra_parameters)])
     learns = bool(extra_parameters)
+    parameters = [*distribution.parameters(), *extra_parameters]
+    gradient = TracedGradient(distribution, log_density, parameters, learns, objective, compile=compile, explain=explain)
 
     def take(decaying: bool) -> Step:
         # A model learns parameters by the bound on its evidence, and minibatches are unbiased for that alone.
         bound_only = learns or full_density is not None
         count = num_particles * schedule.growth if decaying else num_particles
         alpha = schedule.alpha if decaying and not bound_only else 0.0
-        loss, sd, z, dropped = path_step(distribution, log_density, count, alpha, learns, objective)
-        return Step(loss, sd, count, dropped, lambda: explain(z))
+        return take_step(gradient, distribution.base.rsample((count,)), alpha, parameters)
 
     def settle(states: Sequence[dict[str, Tensor]]) -> None:
         margin = 1.0 if objective != "path" else 0.05 if schedule.alpha else 0.0
         _keep_better(distribution, full_density or log_density, modules, states, num_particles * schedule.growth, margin)
 
-    return descend(
+    done = descend(
         take,
         modules,
         settle,
@@ -88,89 +88,33 @@ def train(
         schedule=schedule,
         progress=progress,
         callback=callback,
-        parameters=[*distribution.parameters(), *extra_parameters],
+        parameters=parameters,
     )
+    done.traces = gradient.record
+    return done
 
 
-def path_step(
-    distribution: FlowDistribution,
-    log_density: LogDensity,
-    num_particles: int,
-    alpha: float,
-    learns: bool = False,
-    objective: str = "path",
-) -> tuple[float, float, Tensor, int]:
-    """Add one path gradient to those of the parameters.
+def take_step(gradient: TracedGradient, noise: Tensor, alpha: float, parameters: Sequence[nn.Parameter]) -> Step:
+    """Add one path gradient to those of the parameters; none, and a loss of NaN, where more than a tenth of the draws are lost.
 
-    Returns loss, standard deviation of the log-weights, the draws, and how many were left out.
+    Args:
+        gradient: Of the guide.
+        noise: Draws of its base.
+        alpha: Power of the importance weights that draws have.
+        parameters: Those of the gradient, in its order.
 
-    Single draws without a finite gradient, as far out in the tails of a model that overflows there, are left out; with more than a
-    tenth of them the loss is NaN. A gradient 100 times as long as that of the median draw is shortened to that. Where the model has
-    parameters to learn, all draws count in full.
+    Example:
+        See :func:`train`.
     """
-    z, log_q, score = distribution.rsample_with_score((num_particles,))
-    event = tuple(range(z.dim() - len(distribution.event_shape), z.dim()))
-    at = z.detach().requires_grad_()
-    log_p = log_density(at)
-    (gradient,) = torch.autograd.grad(log_p.sum(), at, retain_graph=learns)
-    log_weights = (log_p - log_q).detach().double()
-    direction = gradient - score
-    if learns:
-        usable = torch.ones_like(log_weights, dtype=torch.bool)
-    else:
-        usable = torch.isfinite(log_weights) & torch.isfinite(direction).all(-1)
-        direction = _bounded(torch.where(usable[:, None], direction, torch.zeros_like(score)))
-    path = (z * direction).sum(event)
-    dropped = num_particles - int(usable.sum())
-    if dropped > 0.1 * num_particles:
-        return math.nan, math.nan, z.detach(), dropped
-    kept = log_weights[usable]
-    by_draw, of_model = _factors(objective, kept, alpha)
-    factor = torch.zeros_like(log_weights).masked_scatter(usable, by_draw)
-    total = path * factor.to(path.dtype)
-    if learns:
-        total = total + log_p * of_model.to(path.dtype)
-    (-total).mean().backward()
-    return -float(kept.mean()), float(kept.std()), z.detach(), dropped
-
-
-def _bounded(rows: Tensor) -> Tensor:
-    """Rows ``(N, D)`` of at most 100 times the median length, so that one draw does not decide a step, or overflow it."""
-    lengths = rows.double().norm(dim=-1)
-    limit = 100 * lengths.median()
-    return rows * (limit / lengths.clamp_min(1e-300)).clamp_max(1.0).to(rows.dtype).unsqueeze(-1)
-
-
-def _factors(objective: str, log_weights: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    r"""Factors ``(N,)`` of the draws in the path gradient, and of their log-densities in that of the model's parameters.
-
-    The doubly reparametrised gradients of :class:`~pyro_flows.infer.RenyiPathELBO` with all draws of a step as its particles.
-    """
-    ones = torch.ones_like(log_weights)
-    if objective == "path" or not bool(torch.isfinite(log_weights).all()):
-        return _tempered(log_weights, alpha), ones
-    if objective == "forward_kl":
-        return _tempered(log_weights, 1.0 if alpha else 0.0), ones
-    order = {"iwae": 1.0, "renyi": 0.5}[objective]
-    share = (order * log_weights).softmax(0)
-    return len(log_weights) * ((1 - order) * share + order * share.square()), len(log_weights) * share
-
-
-def _tempered(log_weights: Tensor, alpha: float) -> Tensor:
-    r"""Factors :math:`w^\alpha` of the draws, of mean one, with the power halved until at least half of the draws count.
-
-    With the path gradient they descend the divergence :math:`(1 - E_q[w^\alpha]) / (\alpha (1 - \alpha))`: the score terms of the
-    total and of the doubly reparametrised gradient (https://arxiv.org/abs/1810.04152) leave :math:`E_q[w^\alpha \nabla_z \log w
-    \, dz/d\theta]`.
-    """
-    if alpha == 0 or not bool(torch.isfinite(log_weights).all()):
-        return torch.ones_like(log_weights)
-    powers = alpha * 0.5 ** torch.arange(6, dtype=log_weights.dtype, device=log_weights.device)
-    weights = (powers[:, None] * log_weights).softmax(1) * len(log_weights)
-    enough = weights.square().mean(1) < 2  # at least half of the draws count
-    if not bool(enough.any()):
-        return torch.ones_like(log_weights)
-    return weights[int(enough.int().argmax())]
+    found = gradient(noise, alpha)
+    dropped = len(noise) - int(found.usable.sum())
+    if dropped > 0.1 * len(noise):
+        return Step(math.nan, math.nan, len(noise), dropped, lambda: gradient.explain(found.z))
+    for parameter, value in zip(parameters, found.gradients, strict=True):
+        if value is not None:
+            parameter.grad = value if parameter.grad is None else parameter.grad + value
+    kept = found.log_weights[found.usable]
+    return Step(-float(kept.mean()), float(kept.std()), len(noise), dropped, lambda: gradient.explain(found.z))
 
 
 @torch.no_grad()

@@ -10,11 +10,29 @@ import torch
 from pyro_flows import FlowDistribution, flows
 from pyro_flows.distributions import MixtureBase, StudentTBase
 from pyro_flows.infer.descent import Clip, Schedule, _Progress
-from pyro_flows.infer.training import OBJECTIVES, _factors, _tempered, path_step, train
+from pyro_flows.infer.path_gradient import OBJECTIVES, factors, tempered
+from pyro_flows.infer.traced_gradient import TracedGradient
+from pyro_flows.infer.training import take_step, train
 
 
 def gaussian(mean=0.0, sd=1.0):
     return lambda z: -0.5 * ((z - mean) / sd).square().sum(-1)
+
+
+def step_of(q, log_density, count, alpha):
+    """One step, and its draws."""
+    parameters = list(q.parameters())
+    gradient = TracedGradient(q, log_density, parameters)
+    drawn = []
+    return take_step(lambda *a: drawn.append(gradient(*a)) or drawn[0], q.base.rsample((count,)), alpha, parameters), drawn[0].z
+
+
+def tempered_all(log_weights, alpha):
+    return tempered(log_weights, all_of(log_weights), alpha)
+
+
+def all_of(log_weights):
+    return torch.ones_like(log_weights, dtype=torch.bool)
 
 
 def path_log_prob(q, value):
@@ -62,7 +80,7 @@ def test_weighted_path_gradient_descends_the_alpha_divergence(alpha):
     with torch.no_grad():
         dict(q.transform.named_parameters())[_bias_name(q)].fill_(shift)
     torch.manual_seed(0)
-    path_step(q, gaussian(), 400_000, alpha)
+    step_of(q, gaussian(), 400_000, alpha)
     gradient = dict(q.transform.named_parameters())[_bias_name(q)].grad
     assert float(gradient) == pytest.approx(shift, abs=0.01)
 
@@ -73,11 +91,11 @@ def _bias_name(q):
 
 
 def test_the_power_of_the_weights_falls_until_enough_draws_count():
-    assert torch.equal(_tempered(torch.tensor([0.0, 0.0, 0.0, 2000.0]), 0.5), torch.ones(4))
-    halved = _tempered(torch.tensor([0.0, 0.0, 0.0, 4.0], dtype=torch.float64), 0.5)
+    assert torch.equal(tempered_all(torch.tensor([0.0, 0.0, 0.0, 2000.0]), 0.5), torch.ones(4))
+    halved = tempered_all(torch.tensor([0.0, 0.0, 0.0, 4.0], dtype=torch.float64), 0.5)
     assert float(halved[3] / halved[0]) == pytest.approx(math.exp(0.25 * 4.0))
-    assert torch.equal(_tempered(torch.tensor([0.0, math.inf]), 0.5), torch.ones(2))
-    weights = _tempered(torch.tensor([0.0, 1.0], dtype=torch.float64), 0.5)
+    assert torch.equal(tempered_all(torch.tensor([0.0, math.inf]), 0.5), torch.ones(2))
+    weights = tempered_all(torch.tensor([0.0, 1.0], dtype=torch.float64), 0.5)
     assert float(weights[1] / weights[0]) == pytest.approx(math.exp(0.5))
     assert float(weights.mean()) == pytest.approx(1.0)
 
@@ -230,10 +248,10 @@ def test_a_step_makes_no_tensor_on_the_default_device(flow, base):
     optimizer.step()  # its state is made as the optimiser's own default says
     with torch.device("meta"):
         optimizer.zero_grad(set_to_none=True)
-        loss, sd, z, _ = path_step(q, gaussian(), 8, 0.5)
+        step, z = step_of(q, gaussian(), 8, 0.5)
         optimizer.step()
     assert z.device.type == "cpu"
-    assert math.isfinite(loss) and math.isfinite(sd)
+    assert math.isfinite(step.loss) and math.isfinite(step.log_weight_sd)
     assert all(p.device.type == "cpu" and bool(torch.isfinite(p).all()) for p in q.parameters())
 
 
@@ -256,12 +274,12 @@ def test_every_objective_finds_a_gaussian(objective):
 def test_factors_are_those_of_the_doubly_reparametrised_gradient():
     log_weights = torch.tensor([0.0, 1.0, -1.0], dtype=torch.float64)
     share = log_weights.softmax(0)
-    by_draw, of_model = _factors("iwae", log_weights, 0.0)
+    by_draw, of_model = factors("iwae", log_weights, all_of(log_weights), 0.0)
     assert torch.allclose(by_draw, 3 * share**2) and torch.allclose(of_model, 3 * share)
     half = (0.5 * log_weights).softmax(0)
-    assert torch.allclose(_factors("renyi", log_weights, 0.0)[0], 3 * (0.5 * half + 0.5 * half**2))
-    assert torch.equal(_factors("forward_kl", log_weights, 0.0)[0], torch.ones(3).double())
-    assert torch.allclose(_factors("forward_kl", log_weights, 0.9)[0], 3 * share)
+    assert torch.allclose(factors("renyi", log_weights, all_of(log_weights), 0.0)[0], 3 * (0.5 * half + 0.5 * half**2))
+    assert torch.equal(factors("forward_kl", log_weights, all_of(log_weights), 0.0)[0], torch.ones(3).double())
+    assert torch.allclose(factors("forward_kl", log_weights, all_of(log_weights), 0.9)[0], 3 * share)
 
 
 def test_objectives_where_a_gaussian_cannot_be_exact():

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_flows.solvers.mode import is_eager
+from pyro_flows.solvers.mode import takes_closed_forms
 
 from .base import Params, UnivariateMap
 
@@ -57,7 +57,7 @@ class Affine(UnivariateMap):
         return self._evaluate(y, params[0], True)
 
     def _evaluate(self, at: Tensor, raw: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        if is_eager() and raw.shape[1:] == at.shape:
+        if takes_closed_forms() and raw.shape[1:] == at.shape:
             return AffineFunction.apply(at, raw, inverse, self.log_scale_bound)  # type: ignore[no-any-return, no-untyped-call]
         return affine_map(at, raw, inverse, self.log_scale_bound)
 

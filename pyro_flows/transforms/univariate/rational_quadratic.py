@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_flows.solvers.mode import is_eager
+from pyro_flows.solvers.mode import takes_closed_forms
 
 from .base import Params, UnivariateMap
 from .rational_quadratic_bins import forward_in_bin, inverse_in_bin, pick_bin
@@ -72,7 +72,7 @@ class RationalQuadraticSpline(UnivariateMap):
         return self._evaluate(y, params[0], True)
 
     def _evaluate(self, at: Tensor, raw: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        if is_eager() and raw.shape[1:] == at.shape:
+        if takes_closed_forms() and raw.shape[1:] == at.shape:
             return SplineFunction.apply(at, raw, inverse, self.num_bins, self.bound, self.min_bin, self.min_slope)  # type: ignore[no-any-return, no-untyped-call]
         # The clamp comes first: the branch that `where` discards then has finite gradients.
         inside = at.clamp(-self.bound, self.bound)

@@ -1,0 +1,250 @@
+"""Time of a training step beside Pyro's own flow guide and zuko's flows in a Pyro guide.
+
+Models: eight schools (centred), radon in Minnesota (varying intercepts), a logistic regression with 50 coefficients. All guides are
+six affine couplings of two hidden layers of 64, with 256 draws a step, one thread. ``Pyro`` is ``AutoNormalizingFlow`` in ``SVI``
+with ``Trace_ELBO(vectorize_particles=True)``; ``zuko`` the same in a guide by hand; ``ours, SVI`` is ``AutoFlow`` in the same loop;
+``ours, fit`` are steps of ``pf.fit`` (path gradients included), ``compiled`` those with ``compile=True``, whose first seconds are
+stated apart. Steps are timed in rounds, contestants by turns; ratios are medians over rounds of Pyro's time over that of each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pyro.distributions.transforms as T
+import torch
+from pyro.infer import SVI, Trace_ELBO
+from pyro.infer.autoguide import AutoNormalizingFlow
+from torch import Tensor
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import pyro_flows as pf
+from benchmarks.posteriors.core import data
+
+PARTICLES, LAYERS, HIDDEN, LR = 256, 6, 64, 3e-3
+CONTESTANTS = ("Pyro", "zuko", "ours, SVI", "ours, fit", "ours, compiled")
+Step = Callable[[], float]
+
+
+# Models
+
+
+def eight_schools() -> tuple[Callable[..., Any], tuple[Tensor, ...]]:
+    """Centred."""
+    y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
+    sigma = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
+
+    def model(y: Tensor, sigma: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
+        tau = pyro.sample("tau", dist.HalfCauchy(5.0))
+        with pyro.plate("schools", 8):
+            theta = pyro.sample("theta", dist.Normal(mu, tau))
+            pyro.sample("y", dist.Normal(theta, sigma), obs=y)
+
+    return model, (y, sigma)
+
+
+def radon() -> tuple[Callable[..., Any], tuple[Tensor, ...]]:
+    """Varying intercepts, 919 houses in 85 counties."""
+    r = data("radon_mn")
+    county, x, y = r["county_idx"].long() - 1, r["floor_measure"].float(), r["log_radon"].float()
+    count = int(county.max()) + 1
+
+    def model(county: Tensor, x: Tensor, y: Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+        slope = pyro.sample("slope", dist.Normal(0.0, 10.0))
+        spread = pyro.sample("spread", dist.HalfNormal(1.0))
+        noise = pyro.sample("noise", dist.HalfNormal(1.0))
+        with pyro.plate("counties", count):
+            level = pyro.sample("level", dist.Normal(mean, spread))
+        with pyro.plate("houses", len(y)):
+            pyro.sample("y", dist.Normal(level[..., county] + slope * x, noise), obs=y)
+
+    return model, (county, x, y)
+
+
+def logistic() -> tuple[Callable[..., Any], tuple[Tensor, ...]]:
+    """50 coefficients, 500 rows that are simulated."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(500, 50, generator=generator)
+    truth = 0.5 * torch.randn(50, generator=generator)
+    y = (torch.rand(500, generator=generator) < (x @ truth).sigmoid()).float()
+
+    def model(x: Tensor, y: Tensor) -> None:
+        beta = pyro.sample("beta", dist.Normal(torch.zeros(50), 1.0).to_event(1))
+        with pyro.plate("rows", len(y)):
+            logits = beta @ x.T
+            pyro.sample("y", dist.Bernoulli(logits=logits.squeeze(-2) if logits.dim() > 1 else logits), obs=y)
+
+    return model, (x, y)
+
+
+MODELS = {"eight schools": eight_schools, "radon": radon, "logistic": logistic}
+
+
+# Contestants: each returns one step, and the guide
+
+
+def _svi(model: Callable[..., Any], guide: Any, args: tuple[Tensor, ...]) -> tuple[Step, Any]:
+    elbo = Trace_ELBO(num_particles=PARTICLES, vectorize_particles=True, max_plate_nesting=1)
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": LR}), elbo)
+    return (lambda: float(svi.step(*args))), guide
+
+
+def with_pyro(model: Callable[..., Any], args: tuple[Tensor, ...]) -> tuple[Step, Any]:
+    """``AutoNormalizingFlow``."""
+
+    def transform(dim: int) -> Any:
+        flip = torch.arange(dim).flip(0)
+        layers = []
+        for _ in range(LAYERS):
+            layers += [T.affine_coupling(dim, [HIDDEN, HIDDEN]), T.Permute(flip)]
+        return T.ComposeTransformModule(layers)
+
+    guide = AutoNormalizingFlow(model, transform)
+    return _svi(model, guide, args)
+
+
+class ZukoGuide(pyro.nn.PyroModule):
+    """A flow of zuko over the unconstrained latents, handed to the sites of the model as Pyro's automatic guides do."""
+
+    def __init__(self, model: Callable[..., Any]) -> None:
+        super().__init__()
+        self.inner = [AutoNormalizingFlow(model, lambda dim: T.ComposeTransformModule([]))]
+        self.flow: Any = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        from zuko.distributions import NormalizingFlow
+        from zuko.flows.coupling import NICE
+
+        inner = self.inner[0]
+        if inner.prototype_trace is None:
+            inner._setup_prototype(*args, **kwargs)
+        if self.flow is None:
+            self.flow = NICE(inner.latent_dim, transforms=LAYERS, hidden_features=(HIDDEN, HIDDEN))
+        pyro.module("zuko", self.flow)
+        found: NormalizingFlow = self.flow()
+        posterior = pyro.distributions.ZukoToPyro(found) if hasattr(dist, "ZukoToPyro") else pyro.contrib.zuko.ZukoToPyro(found)
+        inner.get_posterior = lambda *a, **k: posterior
+        return inner(*args, **kwargs)
+
+
+def with_zuko(model: Callable[..., Any], args: tuple[Tensor, ...]) -> tuple[Step, Any]:
+    """``NICE`` by ``ZukoToPyro``."""
+    import pyro.contrib.zuko  # noqa: F401
+
+    return _svi(model, ZukoGuide(model), args)
+
+
+def _flow(dim: int, context_dim: int = 0) -> Any:
+    return pf.flows.real_nvp(dim, context_dim, num_layers=LAYERS, hidden_dims=(HIDDEN, HIDDEN))
+
+
+def with_ours(model: Callable[..., Any], args: tuple[Tensor, ...]) -> tuple[Step, Any]:
+    """``AutoFlow`` in the same loop."""
+    return _svi(model, pf.AutoFlow(model, flow=_flow), args)
+
+
+MAKE = {"Pyro": with_pyro, "zuko": with_zuko, "ours, SVI": with_ours}
+
+
+class FitSteps:
+    """Steps of ``pf.fit``, timed by its callback: its time a step is that between two calls."""
+
+    def __init__(self, model: Callable[..., Any], args: tuple[Tensor, ...], compile: bool) -> None:
+        self.model, self.args, self.compile = model, args, compile
+
+    def ms(self, steps: int) -> tuple[float, float]:
+        """Milliseconds a step, and seconds before the first."""
+        times = [time.perf_counter()]
+        options = {"compile": True} if self.compile else {}
+        schedule = pf.infer.Schedule(min_steps=10 * steps, growth=1, alpha=0.0)
+        pf.fit(
+            self.model, *self.args, guide=_flow, num_particles=PARTICLES, max_steps=steps, schedule=schedule, seed=0,
+            progress=False, callback=lambda step, loss: times.append(time.perf_counter()), **options,
+        )  # fmt: skip
+        gaps = [b - a for a, b in zip(times[1:], times[2:], strict=False)]
+        return 1000 * statistics.median(gaps[len(gaps) // 3 :]), times[1] - times[0]
+
+
+def measure(name: str, contestants: Sequence[str], rounds: int, steps: int) -> list[str]:
+    """Lines of the table for one model."""
+    model, args = MODELS[name]()
+    ready: dict[str, Step] = {}
+    lines, first = [], {}
+    for contestant in contestants:
+        pyro.clear_param_store()
+        if contestant in MAKE:
+            torch.manual_seed(0)
+            step, _ = MAKE[contestant](model, args)
+            store = pyro.get_param_store()
+            with store.scope() as state:
+                began = time.perf_counter()
+                step()
+                first[contestant] = time.perf_counter() - began
+            ready[contestant] = _scoped(step, store, state)
+    times: dict[str, list[float]] = {contestant: [] for contestant in contestants}
+    for _ in tqdm(range(rounds), desc=name, leave=False, dynamic_ncols=True):
+        for contestant in random.sample(list(contestants), len(contestants)):
+            if contestant in ready:
+                taken = []
+                for _ in range(steps):
+                    began = time.perf_counter()
+                    ready[contestant]()
+                    taken.append(time.perf_counter() - began)
+                times[contestant].append(1000 * statistics.median(taken))
+            else:
+                ms, before = FitSteps(model, args, "compiled" in contestant).ms(3 * steps)
+                times[contestant].append(ms)
+                first.setdefault(contestant, before)
+    for contestant in contestants:
+        ratio = statistics.median(a / b for a, b in zip(times[contestants[0]], times[contestant], strict=True))
+        median = statistics.median(times[contestant])
+        lines.append(f"{name:<14} {contestant:<15} {median:>8.2f} {ratio:>8.2f} {first[contestant]:>12.1f}")
+    return lines
+
+
+def _scoped(step: Step, store: Any, state: Any) -> Step:
+    """A step with a parameter store of its own."""
+    kept = [state]
+
+    def run() -> float:
+        with store.scope(kept[0]) as after:
+            value = step()
+        kept[0] = after
+        return value
+
+    return run
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
+    parser.add_argument("--rounds", type=int, default=7, help="default 7")
+    parser.add_argument("--steps", type=int, default=50, help="steps in each round (default 50)")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    random.seed(0)
+    lines = []
+    for name in options.models:
+        lines += measure(name, options.contestants, options.rounds, options.steps)
+    print(f"{'model':<14} {'contestant':<15} {'ms/step':>8} {'times':>8} {'first step s':>12}")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
