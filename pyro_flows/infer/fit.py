@@ -146,6 +146,7 @@ def fit(
             "seed": seed,
             "rungs": [],
             "traced": [],
+            "particles_at_once": min(log_joint.particles_at_once, particles),
         }
         if structure.subsampled and objective != "path":
             raise ValueError(

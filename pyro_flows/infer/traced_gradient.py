@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from pyro_flows.distributions import FlowDistribution, StandardNormal
 from pyro_flows.model import LogJoint
@@ -89,10 +88,15 @@ class TracedGradient:
         return path_gradient(self._distribution, self._log_density, self._parameters, noise, alpha, *self._fixed)
 
     def _trace(self, key: tuple[Any, ...], noise: Tensor, alpha: float) -> PathGradient:
+        from torch.fx.experimental.proxy_tensor import make_fx  # takes long to import
+
         began = time.monotonic()
         expected = self._directly(noise, alpha)
         self._graphs[key] = None
         label = f"{'compiled' if self._compile else 'traced'} for {len(noise)} draws"
+        if isinstance(self._log_density, LogJoint) and len(noise) > self._log_density.particles_at_once:
+            self.record.append(f"not {label}: the model runs in parts, for its memory")
+            return expected
         try:
             with for_compiler(self._compile), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -119,7 +123,7 @@ class TracedGradient:
 
 
 def _why_not(distribution: FlowDistribution, log_density: LogDensity) -> str | None:
-    """What keeps a step from being traced, in words; None if nothing does."""
+    """What keeps steps from being traced, in words; None if nothing does."""
     if not isinstance(log_density, LogJoint):
         return "the log-density is not that of a model"
     if log_density.structure.subsampled:

@@ -17,6 +17,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 from torch.utils._pytree import tree_map
+from torch.utils.checkpoint import checkpoint
 
 from .agreement import Evaluation, cut_directions, difference
 from .enumeration import enumerated_trace, finite_sites, summed_log_prob
@@ -25,6 +26,11 @@ from .latents import FlatLatents
 from .rewrites import LinAlgError, rewritten
 from .sites import location_and_log_scale
 from .structure import ModelStructure, read_model
+
+#: Bytes that a model may take for its intermediate results and their gradient, about.
+MEMORY = 2**30
+#: Tensors as large as the data that are kept for a gradient, about.
+_LIVE_TENSORS = 24
 
 _PACKAGE = Path(__file__).parents[1]
 _PATHS = ("vmap", "plate", "loop")
@@ -119,11 +125,28 @@ class LogJoint:
         self.num_evaluations += len(z)
         if z.dim() != 2 or z.shape[-1] != self.structure.dim:
             raise ValueError(f"z must have shape (N, {self.structure.dim}), got {tuple(z.shape)}")
+        if len(z) <= self.particles_at_once:
+            return self._at_once(z)
+        parts = z.split(self.particles_at_once)
+        if not (torch.is_grad_enabled() and z.requires_grad):
+            return torch.cat([self._at_once(part) for part in parts])
+        # What a part keeps for its gradient is made again when that is asked for, so that one part is kept at a time.
+        return torch.cat([checkpoint(self._at_once, part, use_reentrant=False) for part in parts])
+
+    def _at_once(self, z: Tensor) -> Tensor:
         try:
             return self._by(self.path, z, self.rewritten)
         except LinAlgError:
             # Only this call: intercepting every operation costs time.
             return self._by(self.path, z, True)
+
+    @property
+    def particles_at_once(self) -> int:
+        """Particles for which the model runs at once: more are taken in parts, so that memory stays within :data:`MEMORY`."""
+        if self.structure.subsampled:  # parts would see different minibatches
+            return 2**62
+        widest = max([self.structure.dim, *(value.numel() for value in self.structure.observed.values())])
+        return max(1, MEMORY // (_LIVE_TENSORS * widest * self.structure.dtype.itemsize))
 
     @torch.no_grad()
     def full(self, z: Tensor) -> Tensor:

@@ -653,3 +653,32 @@ def test_no_tensor_is_made_on_the_default_device(path):
         (gradient,) = torch.autograd.grad(found.sum(), z)
     assert gradient.device.type == "cpu"
     torch.testing.assert_close(found, expected)
+
+
+def test_many_particles_on_much_data_are_taken_in_parts(monkeypatch):
+    """The same values and gradients; and memory of one part, which whole particles together would exceed by far."""
+    from pyro_flows.model import log_joint as module
+
+    x = torch.randn(5000, 3)
+
+    def model():
+        beta = pyro.sample("beta", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Bernoulli(logits=x @ beta), obs=torch.ones(len(x)))
+
+    joint = LogJoint(model)
+    z = torch.randn(64, 3).requires_grad_()
+    assert joint.particles_at_once > 64
+    whole = joint(z)
+    (gradient,) = torch.autograd.grad(whole.sum(), z)
+    monkeypatch.setattr(module, "MEMORY", 24 * joint.structure.dtype.itemsize * 5000 * 10)
+    assert joint.particles_at_once == 10
+    sizes = []
+    inner = joint._at_once
+    monkeypatch.setattr(joint, "_at_once", lambda part: sizes.append(len(part)) or inner(part))
+    parts = joint(z)
+    torch.testing.assert_close(parts, whole)
+    torch.testing.assert_close(torch.autograd.grad(parts.sum(), z)[0], gradient)
+    assert max(sizes) == 10 and sum(sizes) == 2 * 64  # once for the values, and once more for the gradient
+    with torch.no_grad():
+        torch.testing.assert_close(joint(z), whole)
