@@ -37,9 +37,11 @@ def total(log_slopes: Tensor, columns: Tensor, batch: tuple[int, ...]) -> Tensor
         >>> total(torch.ones(3, 1), torch.zeros(3, 10), (5, 2)).shape
         torch.Size([5, 2])
     """
-    if log_slopes.shape != columns.shape:
+    if log_slopes.shape[:1] != columns.shape[:1]:
         log_slopes = log_slopes.expand(columns.shape)
     sums = log_slopes.sum(0)
+    if sums.shape != columns.shape[1:]:
+        sums = sums.expand(columns.shape[1:])
     return sums if len(batch) == 1 else sums.reshape(batch)
 
 

@@ -64,6 +64,26 @@ def test_gradients_to_parameters_agree_with_finite_differences(name):
 
 
 @pytest.mark.parametrize("name", MAPS)
+@pytest.mark.parametrize("shared", [False, True])
+def test_second_derivatives_agree_with_finite_differences(name, shared):
+    u, x, raw = draw(name, n=3, spread=0.7)
+    raw = raw[..., None] if shared else raw
+    x = torch.stack([x, x + 0.3], -1) if shared else x
+
+    def both(direction):
+        def run(x, raw):
+            value, log_slope = direction(x, u.split(raw))
+            return value, log_slope.expand(x.shape)
+
+        return run
+
+    for direction in (u.forward_and_log_det, u.inverse_and_log_det):
+        leaves = x.clone().requires_grad_(), raw.clone().requires_grad_()
+        assert torch.autograd.gradcheck(both(direction), leaves)
+        assert torch.autograd.gradgradcheck(both(direction), leaves, fast_mode=True)
+
+
+@pytest.mark.parametrize("name", MAPS)
 def test_one_set_of_parameters_serves_many_points(name):
     u, x, raw = draw(name, n=4)
     many = torch.randn(3, 5, 4, dtype=torch.float64)

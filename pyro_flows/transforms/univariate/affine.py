@@ -57,7 +57,8 @@ class Affine(UnivariateMap):
         return self._evaluate(y, params[0], True)
 
     def _evaluate(self, at: Tensor, raw: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        if takes_closed_forms() and raw.shape[1:] == at.shape:
+        fits = raw.dim() == at.dim() + 1 and all(a in (1, b) for a, b in zip(raw.shape[1:], at.shape, strict=True))
+        if fits and takes_closed_forms():
             return AffineFunction.apply(at, raw, inverse, self.log_scale_bound)  # type: ignore[no-any-return, no-untyped-call]
         return affine_map(at, raw, inverse, self.log_scale_bound)
 
@@ -79,7 +80,8 @@ def affine_map(at: Tensor, raw: Tensor, inverse: bool, bound: float) -> tuple[Te
 class AffineFunction(torch.autograd.Function):
     r"""Value and log-slope at points ``(*)`` with raw parameters ``(2, *)``, with their gradient in closed form.
 
-    Derivatives of higher order are those of autograd.
+    A dimension of the parameters may be 1 where points share them; the log-slope then has that shape too. Derivatives of higher
+    order are those of autograd.
 
     Example:
         >>> AffineFunction.apply(torch.tensor([3.0]), torch.tensor([[2.0], [0.0]]), True, 3.0)[0]
@@ -113,11 +115,16 @@ class AffineFunction(torch.autograd.Function):
             return g_at, None, None, None
         g_raw = torch.empty_like(raw, memory_format=torch.contiguous_format)
         g_shift, g_free = g_raw.unbind(0)
+        shared = [i for i, (a, b) in enumerate(zip(raw.shape[1:], at.shape, strict=True)) if a != b]
+
+        def reduced(entries: Tensor) -> Tensor:
+            return entries.sum(shared, keepdim=True) if shared else entries
+
         if ctx.inverse:
-            torch.neg(g_at, out=g_shift)
-            torch.addcmul(g_log_slope, g_value, value, out=g_free).neg_()
+            g_shift.copy_(reduced(g_at)).neg_()
+            g_free.copy_(g_log_slope).add_(reduced(g_value * value)).neg_()
         else:
-            g_shift.copy_(g_value)
-            torch.addcmul(g_log_slope, g_at, at, out=g_free)
+            g_shift.copy_(reduced(g_value))
+            g_free.copy_(g_log_slope).add_(reduced(g_at * at))
         g_free.mul_(shrink).mul_(shrink).mul_(shrink)
         return g_at, g_raw, None, None
