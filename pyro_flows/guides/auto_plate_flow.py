@@ -24,6 +24,7 @@ from .plate_groups import (
     ContextKey,
     Groups,
     as_key,
+    as_written,
     check_circles,
     check_dependence,
     check_indices,
@@ -128,7 +129,8 @@ class AutoPlateFlow(AutomaticGuide):
         apart = [name for name in self._flows if name not in self._context and name != ("globals",)]
         if apart:
             raise ValueError(
-                f"flow names {apart}, for which there is no context; the names are {list(self._context)} and 'globals'"
+                f"flow names {[as_written(key) for key in apart]}, for which there is no context; the names are "
+                f"{[as_written(key) for key in self._context]} and 'globals'"
             )
         for name, value in self._rows.items():
             if value not in ("minibatch", "plate") or name not in self._context:

@@ -87,9 +87,16 @@ class EncoderRows(nn.Module):
 
     def forward(self, plates: Sequence[PlateCall], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
         """Rows of the elements of this call, ``(n_1, …, n_k, C)`` for ``k`` plates."""
-        rows = self.encoder(*args, **kwargs)
         label = "/".join(self.names)
-        wanted = ", ".join([*(f"{plate.count} or {plate.size}" for plate in plates), "C"])
+        try:
+            rows = self.encoder(*args, **kwargs)
+        except TypeError as error:
+            raise ValueError(
+                f"context[{label!r}] is called as the model is, here with {len(args)} arguments and the keywords {sorted(kwargs)}, "
+                f"and raised TypeError: {error}"
+            ) from error
+        sizes = (f"{plate.count}" if plate.count == plate.size else f"{plate.count} or {plate.size}" for plate in plates)
+        wanted = ", ".join([*sizes, "C"])
         if not isinstance(rows, Tensor) or not rows.is_floating_point():
             what = f"a tensor of {rows.dtype}" if isinstance(rows, Tensor) else type(rows).__name__
             raise ValueError(f"context[{label!r}] returned {what}; it must return a floating-point tensor of shape ({wanted})")

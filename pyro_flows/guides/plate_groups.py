@@ -28,6 +28,16 @@ def as_key(name: ContextKey) -> Plates:
     return (name,) if isinstance(name, str) else tuple(name)
 
 
+def as_written(key: Plates) -> ContextKey:
+    """A key as a user writes it: one plate by its name.
+
+    Example:
+        >>> as_written(("data",)), as_written(("rows", "columns"))
+        ('data', ('rows', 'columns'))
+    """
+    return key[0] if len(key) == 1 else key
+
+
 def checked_context(context: Any) -> dict[Plates, Callable[..., Tensor] | int]:
     """A context by tuples of plates.
 
@@ -83,8 +93,8 @@ def group_by_plates(frames: Mapping[str, Sequence[Any]], context: Context) -> di
             if frame.name not in named and frame.full_size is not None and frame.full_size != frame.size:
                 raise ValueError(
                     f"latent site {name!r} is local to plate {frame.name!r}, which is subsampled ({frame.size} of "
-                    f"{frame.full_size}) and has no context; give context={{{frame.name!r}: encoder}}, or an integer for a "
-                    f"learned row per element"
+                    f"{frame.full_size}) and has no context among {sorted(named)}; give context={{{frame.name!r}: encoder}}, or an "
+                    f"integer for a learned row per element"
                 )
         plates = tuple(frame.name for frame in stack if frame.name in named)
         known = next((group for group in groups if set(group) == set(plates)), plates)  # crossed plates have no order

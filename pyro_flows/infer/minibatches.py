@@ -65,6 +65,11 @@ class Minibatches:
     def __iter__(self) -> Iterator[Call]:
         while True:
             for item in self.batches:
+                if isinstance(item, Mapping):
+                    raise ValueError(
+                        f"minibatches must hold tuples of the model's positional arguments, got a dictionary with {list(item)}; "
+                        f"give its values in the order of the arguments, and keywords that are the same in every step by kwargs="
+                    )
                 yield (tuple(item) if isinstance(item, (tuple, list)) else (item,)), self.kwargs
 
     @property

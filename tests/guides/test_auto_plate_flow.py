@@ -488,7 +488,7 @@ def test_quantiles_and_medians():
         ({"data": "mlp"}, "must be an encoder or a positive integer"),
         ({"data": True}, "must be an encoder or a positive integer"),
         ({3: 4}, "a key must be the name of a plate"),
-        ({"nowhere": 4}, "local to plate 'data', which is subsampled"),
+        ({"nowhere": 4}, r"plate 'data', which is subsampled .* has no context among \['nowhere'\]"),
         ({"data": 4, "nowhere": 4}, "no latent site is in a plate of that name"),
     ],
 )
@@ -506,6 +506,7 @@ def test_contexts_that_do_not_fit_are_refused(context, message):
         (lambda y: None, "returned NoneType"),
         (lambda y: torch.tensor([[1.0], [float("nan")], [0.0], [0.0], [float("inf")]]), "NaN or infinity for 2 of 5 elements"),
         (lambda y: torch.zeros(5, 2, requires_grad=True) * 1, "give an nn.Module that owns them"),
+        (lambda: torch.zeros(5, 2), "is called as the model is, here with 1 arguments"),
     ],
 )
 def test_encoders_that_do_not_fit_are_refused(rows, message):

@@ -244,6 +244,13 @@ def test_a_likelihood_that_is_not_finite_in_some_minibatches_is_named():
     assert not guide.training
 
 
+def test_minibatches_that_are_dictionaries_are_refused():
+    guide = pf.AutoPlateFlow(model, {"data": 2}, flow="affine")
+    batches = [{"indices": torch.arange(4), "y": DATA[:4]}]
+    with pytest.raises(ValueError, match=r"minibatches must hold tuples .* got a dictionary with \['indices', 'y'\]"):
+        pf.fit(model, *EVERYTHING, guide=guide, minibatches=batches, progress=False)
+
+
 def test_minibatches_and_all_data_must_have_plates_of_one_size():
     def by_length(y):
         with pyro.plate("data", len(y)):
