@@ -2,9 +2,11 @@
 
 Models: eight schools (centred), radon in Minnesota (varying intercepts), a logistic regression with 50 coefficients. All guides are
 six affine couplings of two hidden layers of 64, with 256 draws a step, one thread. ``Pyro`` is ``AutoNormalizingFlow`` in ``SVI``
-with ``Trace_ELBO(vectorize_particles=True)``; ``zuko`` the same in a guide by hand; ``ours, SVI`` is ``AutoFlow`` in the same loop;
-``ours, fit`` are steps of ``pf.fit`` (path gradients included), ``compiled`` those with ``compile=True``, whose first seconds are
-stated apart. Steps are timed in rounds, contestants by turns; ratios are medians over rounds of Pyro's time over that of each.
+with ``Trace_ELBO(vectorize_particles=True)``; ``zuko`` the same in a guide by hand; ``ours, SVI`` is ``AutoFlow`` in the same loop,
+``ours, joint`` the same with one optimiser for all parameters (``JointOptim``), ``Pyro, joint`` Pyro's guide with it;
+``ours, fit`` are steps of ``pf.fit`` (path gradients included), ``ours, compiled`` those with ``compile=True``, whose first seconds
+are stated apart. Steps are timed in rounds, contestants by turns; ratios are medians over rounds of the first contestant's time
+over that of each.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ import pyro_flows as pf
 from benchmarks.posteriors.core import data
 
 PARTICLES, LAYERS, HIDDEN, LR = 256, 6, 64, 3e-3
-CONTESTANTS = ("Pyro", "zuko", "ours, SVI", "ours, fit", "ours, compiled")
+CONTESTANTS = ("Pyro", "Pyro, joint", "zuko", "ours, SVI", "ours, joint", "ours, fit", "ours, compiled")
 Step = Callable[[], float]
 
 
@@ -94,16 +96,17 @@ def logistic() -> tuple[Callable[..., Any], tuple[Tensor, ...]]:
 MODELS = {"eight schools": eight_schools, "radon": radon, "logistic": logistic}
 
 
-# Contestants: each returns one step, and the guide
+# Contestants: each makes a guide
 
 
-def _svi(model: Callable[..., Any], guide: Any, args: tuple[Tensor, ...]) -> tuple[Step, Any]:
+def _svi(model: Callable[..., Any], guide: Any, args: tuple[Tensor, ...], joint: bool) -> Step:
     elbo = Trace_ELBO(num_particles=PARTICLES, vectorize_particles=True, max_plate_nesting=1)
-    svi = SVI(model, guide, pyro.optim.Adam({"lr": LR}), elbo)
-    return (lambda: float(svi.step(*args))), guide
+    optim = pf.infer.JointOptim(torch.optim.Adam, {"lr": LR, "fused": True}) if joint else pyro.optim.Adam({"lr": LR})
+    svi = SVI(model, guide, optim, elbo)
+    return lambda: float(svi.step(*args))
 
 
-def with_pyro(model: Callable[..., Any], args: tuple[Tensor, ...]) -> tuple[Step, Any]:
+def with_pyro(model: Callable[..., Any]) -> Any:
     """``AutoNormalizingFlow``."""
 
     def transform(dim: int) -> Any:
@@ -113,8 +116,7 @@ def with_pyro(model: Callable[..., Any], args: tuple[Tensor, ...]) -> tuple[Step
             layers += [T.affine_coupling(dim, [HIDDEN, HIDDEN]), T.Permute(flip)]
         return T.ComposeTransformModule(layers)
 
-    guide = AutoNormalizingFlow(model, transform)
-    return _svi(model, guide, args)
+    return AutoNormalizingFlow(model, transform)
 
 
 class ZukoGuide(pyro.nn.PyroModule):
@@ -126,7 +128,7 @@ class ZukoGuide(pyro.nn.PyroModule):
         self.flow: Any = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        from zuko.distributions import NormalizingFlow
+        from pyro.contrib.zuko import ZukoToPyro
         from zuko.flows.coupling import NICE
 
         inner = self.inner[0]
@@ -135,29 +137,28 @@ class ZukoGuide(pyro.nn.PyroModule):
         if self.flow is None:
             self.flow = NICE(inner.latent_dim, transforms=LAYERS, hidden_features=(HIDDEN, HIDDEN))
         pyro.module("zuko", self.flow)
-        found: NormalizingFlow = self.flow()
-        posterior = pyro.distributions.ZukoToPyro(found) if hasattr(dist, "ZukoToPyro") else pyro.contrib.zuko.ZukoToPyro(found)
+        posterior = ZukoToPyro(self.flow())
         inner.get_posterior = lambda *a, **k: posterior
         return inner(*args, **kwargs)
 
 
-def with_zuko(model: Callable[..., Any], args: tuple[Tensor, ...]) -> tuple[Step, Any]:
+def with_zuko(model: Callable[..., Any]) -> Any:
     """``NICE`` by ``ZukoToPyro``."""
-    import pyro.contrib.zuko  # noqa: F401
-
-    return _svi(model, ZukoGuide(model), args)
+    return ZukoGuide(model)
 
 
 def _flow(dim: int, context_dim: int = 0) -> Any:
     return pf.flows.real_nvp(dim, context_dim, num_layers=LAYERS, hidden_dims=(HIDDEN, HIDDEN))
 
 
-def with_ours(model: Callable[..., Any], args: tuple[Tensor, ...]) -> tuple[Step, Any]:
-    """``AutoFlow`` in the same loop."""
-    return _svi(model, pf.AutoFlow(model, flow=_flow), args)
+def with_ours(model: Callable[..., Any]) -> Any:
+    """``AutoFlow``."""
+    return pf.AutoFlow(model, flow=_flow)
 
 
-MAKE = {"Pyro": with_pyro, "zuko": with_zuko, "ours, SVI": with_ours}
+MAKE = {
+    "Pyro": with_pyro, "Pyro, joint": with_pyro, "zuko": with_zuko, "ours, SVI": with_ours, "ours, joint": with_ours
+}  # fmt: skip
 
 
 class FitSteps:
@@ -188,7 +189,7 @@ def measure(name: str, contestants: Sequence[str], rounds: int, steps: int) -> l
         pyro.clear_param_store()
         if contestant in MAKE:
             torch.manual_seed(0)
-            step, _ = MAKE[contestant](model, args)
+            step = _svi(model, MAKE[contestant](model), args, "joint" in contestant)
             store = pyro.get_param_store()
             with store.scope() as state:
                 began = time.perf_counter()

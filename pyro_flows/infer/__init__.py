@@ -11,6 +11,7 @@ from .fit import fit
 from .forward_kl import ForwardKLELBO
 from .full_size import FullSize
 from .gaussian import Gaussian
+from .joint_optim import JointOptim
 from .kl_warmup_elbo import KLWarmupELBO
 from .path_elbo import PathELBO
 from .renyi_path_elbo import DReGELBO, RenyiPathELBO
@@ -26,6 +27,7 @@ __all__ = [
     "ForwardKLELBO",
     "FullSize",
     "Gaussian",
+    "JointOptim",
     "KLWarmupELBO",
     "NLLEstimate",
     "PathELBO",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -70,6 +71,7 @@ class Distributed:
         self.seed = seed
         self._given_device = None if device is None else torch.device(device)
         self._owns_group = False
+        self._wrapped: list[DistributedDataParallel] = []
 
     def __enter__(self) -> Distributed:
         self.device = self._find_device()
@@ -84,9 +86,18 @@ class Distributed:
         return self
 
     def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
-        if self._owns_group:
-            torch_distributed.destroy_process_group()
-            self._owns_group = False
+        if not self._owns_group:
+            return
+        if exc_type is None:
+            torch_distributed.barrier()  # a process that ends while another still talks to it takes that one down
+        # A group lives as long as a wrapped loss holds it, and its threads abort the process if they are still there at its exit.
+        for wrapped in self._wrapped:
+            for name in ("reducer", "logger", "process_group"):
+                setattr(wrapped, name, None)
+        self._wrapped.clear()
+        torch_distributed.destroy_process_group()
+        gc.collect()
+        self._owns_group = False
 
     def _find_device(self) -> torch.device:
         if self._given_device is not None:
@@ -124,7 +135,7 @@ class Distributed:
             kwargs: Keyword arguments of the loss.
 
         Returns:
-            A module, to be called as ``loss`` is and trained by an optimiser of torch.
+            A module, to be called as ``loss`` is and trained by an optimiser of torch, until the end of the block.
 
         Raises:
             ValueError: If the loss is not a module, returns no single number or reaches no parameter, a plate is not met or larger
@@ -137,6 +148,7 @@ class Distributed:
         wrapped.find_parameters(*args, **kwargs)  # type: ignore[operator]
         if self.world_size > 1:
             wrapped = DistributedDataParallel(wrapped, **dict(ddp_options or {}))
+            self._wrapped.append(wrapped)
         own = np.random.SeedSequence(self.seed, spawn_key=(self.rank,)).generate_state(1)
         pyro.set_rng_seed(int(own[0]))
         return wrapped
