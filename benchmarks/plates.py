@@ -337,13 +337,15 @@ def election88(voters: int, batch: int, nuts: int) -> Task:
         effects = {}
         for name, size in (("age", 4), ("edu", 4), ("age_edu", 16), ("region", 5)):
             scale = pyro.sample(f"s_{name}", dist.Uniform(0.0, 100.0))
-            effects[name] = scale * pyro.sample(f"z_{name}", dist.Normal(torch.zeros(size), 1.0).to_event(1))
+            effects[name] = scale[..., None] * pyro.sample(f"z_{name}", dist.Normal(torch.zeros(size), 1.0).to_event(1))
         scale = pyro.sample("s_state", dist.Uniform(0.0, 100.0))
         with pyro.plate("states", 51):
             effects["state"] = pyro.sample("a_state", dist.Normal(0.0, scale))
-        level = b[0] + b[1] * black + b[2] * female + b[4] * black * female + b[3] * previous
-        level = level + effects["age"][..., age] + effects["edu"][..., edu]
-        level = level + effects["age_edu"][..., both] + effects["region"][..., region]
+        base, of_black, of_female, of_previous, of_both = b.unbind(-1)
+        level = base + of_black * black + of_female * female + of_both * black * female + of_previous * previous
+        for name, index in (("age", age), ("edu", edu), ("age_edu", both), ("region", region)):
+            of_voters = effects[name][..., index]
+            level = level + (of_voters.squeeze(-2) if of_voters.dim() > 1 else of_voters)  # (draws, 1, voters) in a plate of draws
         with pyro.plate("voters", whole, subsample_size=len(y)):
             pyro.sample("y", dist.Bernoulli(logits=level + effects["state"][..., state]), obs=y)
 
