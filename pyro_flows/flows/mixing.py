@@ -39,11 +39,11 @@ def coupling_stack(input_dim: int, num_layers: int, coupling: Callable[[Tensor],
     for layer in range(num_layers):
         if layer and layer % 2 == 0 and input_dim > 2:
             drawn = torch.randperm(input_dim, generator=generator, device="cpu")
-            stack.append(Permutation(drawn))
+            stack.append(Permutation(drawn.tolist()))  # a list, whose tensor goes to the default device
             order = order[drawn]
         stack.append(coupling(~first if layer % 2 and input_dim > 1 else first))
     if not torch.equal(order, torch.arange(input_dim, device="cpu")):
-        stack.append(Permutation(order.argsort()))
+        stack.append(Permutation(order.argsort().tolist()))
     return stack
 
 
@@ -62,7 +62,7 @@ def alternating_orders(input_dim: int, num_layers: int) -> list[Tensor]:
         [[0, 1, 2], [2, 1, 0]]
     """
     check_num_layers(num_layers)
-    order = torch.arange(input_dim)
+    order = torch.arange(input_dim, device="cpu")  # its values are read
     return [order.flip(0) if layer % 2 else order for layer in range(num_layers)]
 
 

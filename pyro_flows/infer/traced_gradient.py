@@ -80,9 +80,12 @@ class TracedGradient:
             return self._directly(noise, alpha)
         try:
             with torch.no_grad():
-                return _unflattened(graph(noise))
+                found = _unflattened(graph(noise))
         except LinAlgError:  # only this step: the model's own way leaves out the draws that have no factor
             return self._directly(noise, alpha)
+        if isinstance(self._log_density, LogJoint):
+            self._log_density.num_evaluations += len(noise)
+        return found
 
     def _directly(self, noise: Tensor, alpha: float) -> PathGradient:
         return path_gradient(self._distribution, self._log_density, self._parameters, noise, alpha, *self._fixed)

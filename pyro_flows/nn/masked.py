@@ -81,7 +81,7 @@ class MaskedMLP(nn.Module):
         ):
             if not isinstance(size, int) or size < least:
                 raise ValueError(f"{name} must be an integer of at least {least}, got {size!r}")
-        places = list(range(input_dim)) if order is None else torch.as_tensor(order).tolist()
+        places = order.tolist() if isinstance(order, Tensor) else list(range(input_dim) if order is None else order)
         if not isinstance(places, list) or sorted(places) != list(range(input_dim)):
             raise ValueError(f"order must be a permutation of 0 … {input_dim - 1}, got {places}")
         place = torch.tensor(places)
@@ -109,10 +109,16 @@ class MaskedMLP(nn.Module):
 
         Args:
             context: Shape ``(N, context_dim)`` or ``(1, context_dim)``, or None where ``context_dim`` is 0.
+
+        Raises:
+            ValueError: If there is no context and one is needed, or the other way round.
         """
         weights = [layer.masked_weight for layer in self.layers]
         biases = [layer.bias for layer in self.layers]
-        embedded = None if self.context_layer is None or context is None else self.context_layer(context).T
+        if (context is None) != (self.context_layer is None):
+            wanted = 0 if self.context_layer is None else self.context_layer.in_features
+            raise ValueError(f"context: the network has context_dim={wanted}, got {'none' if context is None else 'one'}")
+        embedded = None if self.context_layer is None else self.context_layer(context).T
 
         def network(x: Tensor) -> Tensor:
             h = linear_columns(x, weights[0], biases[0])  # type: ignore[arg-type]
@@ -126,6 +132,9 @@ class MaskedMLP(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Map ``x`` ``(*, D)`` and context ``(*, context_dim)`` to ``(*, D, P)``; zero at the start."""
-        batch = x.shape[:-1]
-        rows = None if context is None else context.expand(*batch, -1).reshape(-1, context.shape[-1])
-        return self.given(rows)(x.reshape(-1, x.shape[-1]).T).permute(2, 1, 0).reshape(*batch, x.shape[-1], -1)
+        rows = None
+        if context is not None:
+            x = x.expand(*torch.broadcast_shapes(x.shape[:-1], context.shape[:-1]), -1)
+            rows = context.expand(*x.shape[:-1], -1).reshape(-1, context.shape[-1])
+        found = self.given(rows)(x.reshape(-1, x.shape[-1]).T)
+        return found.permute(2, 1, 0).reshape(*x.shape, self.out_per_dim)

@@ -31,15 +31,16 @@ class Permutation(FlowTransform):
     inverse_permutation: Tensor
 
     def __init__(self, permutation: Sequence[int] | Tensor) -> None:
-        order = torch.as_tensor(permutation).detach().clone()
-        if order.dim() != 1 or sorted(order.tolist()) != list(range(order.numel())):
-            raise ValueError(
-                f"permutation must hold each of 0 … {max(order.numel() - 1, 0)} once in one dimension, got {order.tolist()}"
-            )
-        super().__init__(order.numel())
-        order = order.long()
-        self.register_buffer("permutation", order)
-        self.register_buffer("inverse_permutation", torch.argsort(order))
+        device = permutation.device if isinstance(permutation, Tensor) else None
+        order = permutation.tolist() if isinstance(permutation, Tensor) else list(permutation)
+        size = len(order) if isinstance(order, list) else 0
+        if not isinstance(order, list) or any(isinstance(i, list) for i in order) or sorted(order) != list(range(size)):
+            raise ValueError(f"permutation must hold each of 0 … {max(size - 1, 0)} once in one dimension, got {order}")
+        super().__init__(size)
+        self.register_buffer("permutation", torch.tensor(order, device=device, dtype=torch.long))
+        self.register_buffer(
+            "inverse_permutation", torch.tensor([order.index(i) for i in range(size)], device=device, dtype=torch.long)
+        )
 
     @classmethod
     def reverse(cls, input_dim: int) -> Permutation:

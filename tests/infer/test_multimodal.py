@@ -79,19 +79,21 @@ def test_a_ridge_is_no_set_of_modes():
 
 
 def test_annealing_keeps_the_modes_that_training_loses():
-    torch.manual_seed(0)
     grid = torch.linspace(-4, 4, 20_001, dtype=torch.float64)
     evidence = 8 * float(wells(grid[:, None]).logsumexp(0) + math.log(float(grid[1] - grid[0])))
     wide = torch.distributions.Normal(torch.zeros(8), 2.0)
-    flow = pf.flows.nsf_coupling(8, num_layers=4, hidden_dims=(32, 32))
-    q = FlowDistribution(Compose([flow, LowerCholeskyAffine(torch.zeros(8), torch.full((8,), 2.0))]))
-    done = anneal(q, wells, lambda z: wide.log_prob(z).sum(-1), num_particles=128, num_steps=600)
-    assert done.steps == 600 and done.stop_reason == ""
-    z, log_q = q.rsample_and_log_prob((8000,))
-    found = diagnose(wells(z).double(), log_q.double()).log_evidence
-    assert abs(found - evidence) < 0.7  # all on the right would be 8 * 0.12 = 0.96 nats short, on the left 17
-    # Which modes thin out differs between seeds (5 to 8 of 8 kept a hundredth, over eight of them); training alone keeps none.
-    assert float(((z < 0).float().mean(0) > 0.01).float().mean()) > 0.5
+    shares = []
+    for seed in range(3):  # which modes thin out differs between seeds, 5 to 8 of 8 kept a hundredth
+        torch.manual_seed(seed)
+        flow = pf.flows.nsf_coupling(8, num_layers=4, hidden_dims=(32, 32))
+        q = FlowDistribution(Compose([flow, LowerCholeskyAffine(torch.zeros(8), torch.full((8,), 2.0))]))
+        done = anneal(q, wells, lambda z: wide.log_prob(z).sum(-1), num_particles=128, num_steps=600)
+        assert done.steps == 600 and done.stop_reason == ""
+        z, log_q = q.rsample_and_log_prob((8000,))
+        found = diagnose(wells(z).double(), log_q.double()).log_evidence
+        assert abs(found - evidence) < 0.7  # all on the right would be 8 * 0.12 = 0.96 nats short, on the left 17
+        shares.append(float(((z < 0).float().mean(0) > 0.01).float().mean()))
+    assert sum(shares) / 3 > 0.7
 
 
 def test_an_exact_gaussian_in_one_of_two_modes_is_not_the_end():

@@ -9,6 +9,7 @@ import torch
 
 import pyro_flows as pf
 from pyro_flows.infer import traced_gradient
+from pyro_flows.infer.path_gradient import OBJECTIVES
 from pyro_flows.infer.traced_gradient import TracedGradient
 from pyro_flows.model import LogJoint
 
@@ -57,6 +58,9 @@ def test_graph_gives_the_numbers_of_model_and_guide_while_parameters_move(flow, 
     q, step = stepper(flow, monkeypatch)
     step(q.base.sample((32,)), 0.0)
     assert step.record[-1].startswith("traced for 32 draws"), step.record
+    before = step._log_density.num_evaluations
+    step(q.base.sample((32,)), 0.0)
+    assert step._log_density.num_evaluations == before + 32
     check_same(step, q)
     with torch.no_grad():
         for parameter in q.parameters():
@@ -64,7 +68,7 @@ def test_graph_gives_the_numbers_of_model_and_guide_while_parameters_move(flow, 
     check_same(step, q)
 
 
-@pytest.mark.parametrize("objective", traced_gradient.path_gradient.__globals__["OBJECTIVES"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_weighted_objectives_are_traced_too(objective, monkeypatch):
     q, step = stepper("real_nvp", monkeypatch, objective=objective, num_layers=2)
     step(q.base.sample((32,)), 0.9)

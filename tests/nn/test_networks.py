@@ -57,6 +57,19 @@ def test_context_of_fewer_batch_dimensions_is_broadcast():
     torch.testing.assert_close(network(x, context), network(x, context.expand(4, 5, 2)))
 
 
+def test_context_of_more_batch_dimensions_and_empty_batches():
+    network = randomised(MaskedMLP(3, 2, 2))
+    x, context = torch.randn(3, dtype=torch.float64), torch.randn(4, 5, 2, dtype=torch.float64)
+    torch.testing.assert_close(network(x, context), network(x.expand(4, 5, 3), context))
+    assert network(x.new_zeros(0, 3), context.new_zeros(0, 2)).shape == (0, 3, 2)
+
+
+@pytest.mark.parametrize("c", [0, 2])
+def test_a_context_that_is_missing_or_too_much_is_refused(c):
+    with pytest.raises(ValueError, match=f"context_dim={c}"):
+        MaskedMLP(3, 2, c)(torch.zeros(3), None if c else torch.zeros(2))
+
+
 def test_networks_start_at_zero_where_asked():
     x = torch.randn(5, 3)
     assert MaskedMLP(3, 2, 2)(x, torch.randn(5, 2)).count_nonzero() == 0

@@ -203,3 +203,10 @@ def test_a_univariate_map_that_is_none_is_named(build, univariate):
 def test_a_mask_of_wrong_length_or_type_or_without_effect_is_refused(mask):
     with pytest.raises(ValueError, match="mask"):
         Coupling(3, Affine(), mask=mask)
+
+
+@pytest.mark.parametrize("name", [*COUPLING_FLOWS, "iaf", "nsf_autoregressive"])
+def test_a_flow_is_built_on_the_default_device(name):
+    with torch.device("meta"):
+        flow = flows.get(name)(6, num_layers=4)
+    assert {tensor.device.type for tensor in [*flow.parameters(), *flow.buffers()]} == {"meta"}

@@ -16,6 +16,7 @@ MAPS = {
     "affine_tight": lambda: Affine(log_scale_bound=0.5),
     "spline": RationalQuadraticSpline,
     "spline_two_bins": lambda: RationalQuadraticSpline(2, 1.0),
+    "spline_more_bins_than_a_byte": lambda: RationalQuadraticSpline(300, 6.0, min_bin=1e-4),
     "spline_many_bins": lambda: RationalQuadraticSpline(33, 12.0, min_bin=1e-2, min_slope=0.1),
 }
 

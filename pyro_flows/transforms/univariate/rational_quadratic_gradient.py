@@ -41,7 +41,8 @@ class SplineFunction(torch.autograd.Function):
         buffer = _with_shares(raw, num_bins)
         knots = _knots(_shares(buffer, num_bins), bound, min_bin)
         right = (inside >= knots[int(inverse), 1:-1]).view(torch.uint8)
-        left = right.sum(0, keepdim=True, dtype=torch.uint8).to(torch.int64)
+        counter = torch.uint8 if num_bins <= 256 else torch.int64  # a wider one costs a copy
+        left = right.sum(0, keepdim=True, dtype=counter).to(torch.int64)
         pair = torch.cat([left, left + 1])
         (x0, x1), (y0, y1) = knots.gather(1, pair.expand(2, *pair.shape))
         ends = torch.cat([left == 0, left == num_bins - 1])
