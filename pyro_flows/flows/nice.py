@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..transforms.core import Compose
+from ..transforms.compose import Compose
 from ..transforms.coupling import Coupling
 from ..transforms.elementwise import Elementwise
 from ..transforms.univariate import Affine, Shift

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..transforms.autoregressive import Autoregressive
-from ..transforms.core import Compose, FlowTransform
+from ..transforms.compose import Compose
+from ..transforms.core import FlowTransform
 from ..transforms.coupling import Coupling
 from ..transforms.elementwise import Elementwise
 from ..transforms.univariate import Affine, RationalQuadraticSpline

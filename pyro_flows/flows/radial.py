@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..transforms.core import Compose, FlowTransform
+from ..transforms.compose import Compose
+from ..transforms.core import FlowTransform
 from ..transforms.radial import Radial
 from .registry import register
 

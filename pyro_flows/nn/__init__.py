@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .column_mlp import ColumnMLP
 from .convolutional import ConvEncoder
 from .masked import MaskedMLP
 from .missing import MissingValues
@@ -10,4 +11,4 @@ from .residual import ResidualNet
 from .sequence import GRUEncoder
 from .sets import DeepSet, SetAttention
 
-__all__ = ["MLP", "ConvEncoder", "DeepSet", "GRUEncoder", "MaskedMLP", "MissingValues", "ResidualNet", "SetAttention"]
+__all__ = ["MLP", "ColumnMLP", "ConvEncoder", "DeepSet", "GRUEncoder", "MaskedMLP", "MissingValues", "ResidualNet", "SetAttention"]

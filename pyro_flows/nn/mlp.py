@@ -74,19 +74,3 @@ class MLP(nn.Module):
         for layer in self.layers[:-1]:
             x = self.activation(layer(x))
         return self.layers[-1](x)
-
-    def columns(self, x: Tensor) -> Tensor:
-        """Map ``(in_dim, N)`` to ``(out_dim, N)``: points are columns, so that what comes out is contiguous for each variable."""
-        for i, layer in enumerate(self.layers):
-            x = linear_columns(self.activation(x) if i else x, layer.weight, layer.bias)  # type: ignore[arg-type]
-        return x
-
-
-def linear_columns(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Linear map ``(out, in)`` of the columns of ``x`` ``(in, N)``, to ``(out, N)``.
-
-    Example:
-        >>> linear_columns(torch.ones(2, 3), torch.ones(1, 2), torch.zeros(1))
-        tensor([[2., 2., 2.]])
-    """
-    return torch.addmm(bias[:, None], weight, x)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from .actnorm import ActNorm
 from .affine_tril import AffineTril
 from .autoregressive import Autoregressive
-from .core import Compose, Conditioned, FlowTransform, Inverse
+from .compose import Compose
+from .core import Conditioned, FlowTransform, Inverse
 from .coupling import Coupling
 from .elementwise import Elementwise
 from .householder import Householder

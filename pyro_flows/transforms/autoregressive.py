@@ -11,15 +11,18 @@ from torch.autograd.function import once_differentiable
 
 from ..nn.masked import MaskedMLP
 from ..solvers.mode import is_eager
-from .columns import context_rows, from_columns, to_columns, total
-from .core import FlowTransform
+from .column_transform import ColumnTransform, Record, context_columns
+from .columns import from_columns, to_columns, total
 from .elementwise import check_univariate
-from .univariate.base import Params, UnivariateMap
+from .layer import InversePass, Layer, Pass
+from .univariate.base import UnivariateMap
+from .univariate.closed_form import ClosedFormMap
+from .univariate.closed_form import ClosedFormMap
 
 _MapOfX = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-class Autoregressive(FlowTransform):
+class Autoregressive(ColumnTransform):
     r"""Autoregressive layer :math:`y_i = u(x_i; g_i(x_{<i}, c))` of a masked perceptron :math:`g` that starts at zero.
 
     :math:`\log|\det \partial y/\partial x| = \sum_i \log|du/dx_i|`. The forward direction is one pass. The inverse is
@@ -70,63 +73,92 @@ class Autoregressive(FlowTransform):
         self.univariate = check_univariate(univariate)
         self.conditioner = MaskedMLP(input_dim, univariate.param_count, context_dim, hidden_dims, order)
 
-    def _network(self, context: Tensor | None, batch: tuple[int, ...]) -> Callable[[Tensor], Params]:
-        """From columns of ``x`` to parameters of their maps."""
-        network = self.conditioner.given(None if context is None else context_rows(context, batch))
-        return lambda x: self.univariate.split(network(x))
+    @property
+    def _layer(self) -> Layer:
+        everything = slice(0, self.input_dim)
+        return Layer(self.conditioner, self.univariate, everything, everything)
 
-    def _map(self, context: Tensor | None, batch: tuple[int, ...]) -> _MapOfX:
-        """The map ``x`` to ``y`` and its log-slopes, columns ``(D, N)``."""
-        network = self._network(context, batch)
-        return lambda x: self.univariate.forward_and_log_det(x, network(x))
+    @property
+    def learned(self) -> tuple[Tensor, ...]:
+        return (self.conditioner.weights,)
 
-    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        batch = x.shape[:-1]
-        y, log_slopes = self._map(context, batch)(to_columns(x))
-        return from_columns(y, batch), total(log_slopes, y, batch)
+    def can_record(self, inverse: bool) -> bool:
+        return isinstance(self.univariate, ClosedFormMap) and (is_eager() or not inverse)
+
+    def arithmetic(
+        self, columns: Tensor, context: Tensor | None, parameters: Sequence[Tensor], inverse: bool
+    ) -> tuple[Tensor, Tensor]:
+        if not inverse:
+            return self._layer.arithmetic(columns, context, parameters[0], False)
+        x, log_slopes = self._sweep(columns, context, parameters[0], stop_early=False)
+        lost = _lost(x)
+        return x.masked_fill(lost, torch.nan), log_slopes.expand(x.shape).sum(0).masked_fill(lost, torch.nan)
+
+    def through(self, columns: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor, Record]:
+        if not inverse:
+            there = Pass.through(self._layer, columns, context, False)
+            return there.done.value, there.done.log_slope.sum(0), there
+        x, lost = self._solve(columns, context)
+        there = Pass.through(self._layer, x, context, False)
+        return x, there.done.log_slope.sum(0).neg_().masked_fill_(lost, torch.nan), InversePass(there)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        eager, batch, columns = is_eager(), y.shape[:-1], to_columns(y)
-        if eager:
-            with torch.no_grad():
-                x, log_slopes = self._sweep(columns, context, batch, stop_early=True)
-        else:
-            x, log_slopes = self._sweep(columns, context, batch, stop_early=False)
-        lost = ~(x.abs() < _limit(x)).all(0)
-        if not eager or bool(lost.any()):
-            if eager:
-                self._explain(lost, y, context)
-            x = x.masked_fill(lost, torch.nan)
-            log_slopes = log_slopes.masked_fill(lost, torch.nan)
-        if eager and torch.is_grad_enabled():
-            f = self._map(context, batch)
-            x = _attach_gradient(f, x, columns, self.input_dim)
-            log_slopes = -f(x)[1]
-        return from_columns(x, batch), total(log_slopes, x, batch)
+        if not is_eager() or isinstance(self.univariate, ClosedFormMap):
+            return self._run(y, context, True)
+        batch, columns = y.shape[:-1], to_columns(y)
+        given, weights = context_columns(context, batch), self.conditioner.weights
+        with torch.no_grad():
+            x, lost = self._solve(columns, given)
 
-    def _sweep(self, y: Tensor, context: Tensor | None, batch: tuple[int, ...], *, stop_early: bool) -> tuple[Tensor, Tensor]:
-        network, limit, tolerance = self._network(context, batch), _limit(y), 4 * torch.finfo(y.dtype).eps
+        def f(x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.univariate.arithmetic(x, self._layer.raw(self.conditioner(self._layer.input(x, given), weights)), False)
+
+        if torch.is_grad_enabled():
+            x = _attach_gradient(f, x, columns, self.input_dim)
+        log_slopes = -f(x)[1]
+        return from_columns(x, batch), total(log_slopes.masked_fill(lost, torch.nan), x, batch)
+
+    def _solve(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Columns ``x`` without gradient, and which points are lost to NaN, which then are NaN."""
+        x, _ = self._sweep(y, context, self.conditioner.weights, stop_early=True)
+        lost = _lost(x)
+        if bool(lost.any()):
+            self._explain(lost, y, context)
+            x = x.masked_fill(lost, torch.nan)
+        return x, lost
+
+    def _sweep(self, y: Tensor, context: Tensor | None, weights: Tensor, *, stop_early: bool) -> tuple[Tensor, Tensor]:
+        network, limit, tolerance = self.conditioner.given(context, weights), _limit(y), 4 * torch.finfo(y.dtype).eps
         x, log_slopes = torch.zeros_like(y), torch.zeros_like(y)
         for _ in range(self.input_dim):
             # A variable whose predecessors are not right yet can be anything. It must not overflow inside the network:
             # infinity times a masked weight is NaN, also for the variables that are right.
             seen = x.nan_to_num(0.0).clamp(-limit, limit)
             previous = x
-            x, log_slopes = self.univariate.inverse_and_log_det(y, network(seen))
+            raw = self._layer.raw(network(seen))
+            if stop_early and isinstance(self.univariate, ClosedFormMap):
+                x, log_slopes = self.univariate.evaluate(y, raw, True)[:2]
+            else:
+                x, log_slopes = self.univariate.arithmetic(y, raw, True)
             if stop_early and bool(((x - previous).abs() <= tolerance * (1 + x.abs())).all()):
                 break
         return x, log_slopes
 
     def _explain(self, lost: Tensor, y: Tensor, context: Tensor | None) -> None:
         """Raise if points were lost to overflow; those of NaN are right where NaN came in."""
-        excused = ~torch.isfinite(to_columns(y)).all(0)
+        excused = ~torch.isfinite(y).all(0)
         if context is not None:
-            excused = excused | ~torch.isfinite(context_rows(context, y.shape[:-1])).all(-1)
+            excused = excused | ~torch.isfinite(context).all(0)
         if bool((lost & ~excused).any()) and all(bool(torch.isfinite(p).all()) for p in self.parameters()):
             raise ArithmeticError(
                 f"{type(self).__name__}: the inverse overflows in {int((lost & ~excused).sum())} rows of finite input, "
                 f"beyond {_limit(y):.0e}; use float64, fewer layers, or a univariate map that scales less"
             )
+
+
+def _lost(x: Tensor) -> Tensor:
+    """Points ``(N,)`` that are not numbers, or so large that the network overflows."""
+    return ~(x.abs() < _limit(x)).all(0)
 
 
 def _limit(x: Tensor) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -535,82 +535,3 @@ class Conditioned(FlowTransform):
 
     def _log_det_cached(self, x: Tensor, y: Tensor, context: Tensor | None) -> Tensor:
         return self.transform._log_det_cached(x, y, self.context)
-
-
-class Compose(FlowTransform):
-    r"""Composition :math:`f = f_n \circ \dots \circ f_1`, a module that owns the parameters of its parts.
-
-    :math:`\log|\det \partial y/\partial x| = \sum_i \log|\det \partial f_i|`. The context goes to every part that takes one.
-
-    Args:
-        parts: Transforms of one event shape, the first applied first. Their non-zero ``context_dim`` must agree.
-
-    Raises:
-        ValueError: If there are no parts, one is not a :class:`FlowTransform`, or their dimensions differ.
-
-    Example:
-        >>> from pyro_flows.transforms import AffineTril, Permutation
-        >>> flow = Compose([AffineTril(2), Permutation(torch.tensor([1, 0]))])
-        >>> flow(torch.tensor([1.0, 2.0])).detach()
-        tensor([2., 1.])
-    """
-
-    def __init__(self, parts: Iterable[FlowTransform]) -> None:
-        parts = list(parts)
-        if not parts:
-            raise ValueError("parts must hold at least one transform, got none")
-        for i, part in enumerate(parts):
-            if not isinstance(part, FlowTransform):
-                raise ValueError(f"parts[{i}] must be a FlowTransform, got {type(part).__name__}")
-            if part.event_shape != parts[0].event_shape:
-                raise ValueError(
-                    f"parts[{i}] has event shape {tuple(part.event_shape)}, parts[0] has {tuple(parts[0].event_shape)}; "
-                    f"all parts need the same"
-                )
-        context_dims = {part.context_dim for part in parts if part.context_dim}
-        if len(context_dims) > 1:
-            raise ValueError(f"parts have different context_dim {sorted(context_dims)}; those that take a context must agree")
-        super().__init__(parts[0].input_dim, max(context_dims, default=0))
-        self.event_shape = parts[0].event_shape
-        self.domain = parts[0].domain
-        self.codomain = parts[-1].codomain
-        self.parts = nn.ModuleList(parts)
-        kinds = [part.log_det_kind for part in parts]
-        self.log_det_kind = "estimate" if "estimate" in kinds else "bound" if "bound" in kinds else "exact"
-        self.inverse_kind = "solved" if any(part.inverse_kind == "solved" for part in parts) else "closed"
-        cheap = {part.cheap_direction for part in parts} - {"both"}
-        self.cheap_direction = cheap.pop() if len(cheap) == 1 else "both"
-
-    def __iter__(self) -> Iterator[FlowTransform]:
-        return iter(self.parts)  # type: ignore[arg-type]
-
-    def __len__(self) -> int:
-        return len(self.parts)
-
-    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        total: Tensor | None = None
-        for part in self.parts:
-            x, log_det = part.forward_and_log_det(x, context)  # type: ignore[operator]
-            total = log_det if total is None else total + log_det
-        return x, total  # type: ignore[return-value]
-
-    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        total: Tensor | None = None
-        for part in reversed(self.parts):  # type: ignore[call-overload]
-            y, log_det = part.inverse_and_log_det(y, context)  # type: ignore[operator]
-            total = log_det if total is None else total + log_det
-        return y, total  # type: ignore[return-value]
-
-    def forward_with_score(self, x: Tensor, score: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        total: Tensor | None = None
-        for part in self.parts:
-            x, log_det, score = part.forward_with_score(x, score, context)  # type: ignore[operator]
-            total = log_det if total is None else total + log_det
-        return x, total, score  # type: ignore[return-value]
-
-    @property
-    def sign(self) -> int | Tensor:
-        sign: int | Tensor = 1
-        for part in self.parts:
-            sign = sign * part.sign  # type: ignore[assignment, operator]
-        return sign

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..nn.mlp import MLP
-from .columns import context_rows, from_columns, permute_rows, to_columns, total
-from .core import FlowTransform
+from ..nn.column_mlp import ColumnMLP
+from .column_transform import ColumnTransform, Needs, Record
+from .columns import permute_rows
 from .elementwise import check_univariate
-from .univariate.base import Params, UnivariateMap
+from .layer import Layer, Pass
+from .univariate.base import UnivariateMap
+from .univariate.closed_form import ClosedFormMap
 
 
-class Coupling(FlowTransform):
+class Coupling(ColumnTransform):
     r"""Coupling layer :math:`y_A = x_A,\; y_B = u(x_B; g(x_A, c))` with a perceptron :math:`g` that starts at zero.
 
     :math:`\log|\det \partial y/\partial x| = \sum_{i \in B} \log|du/dx_i|`. NICE is ``Coupling(Shift)``, RealNVP
@@ -71,74 +74,85 @@ class Coupling(FlowTransform):
         self.register_buffer("joined", torch.tensor(joined))
         self.register_buffer("restore", torch.tensor([joined.index(i) for i in range(input_dim)]))
         in_dim, out_dim = len(passed) + context_dim, len(mapped) * univariate.param_count
-        self.network = MLP(in_dim, out_dim, hidden_dims, zero_init=True) if in_dim else None
+        self.network = ColumnMLP(in_dim, out_dim, hidden_dims) if in_dim else None
         self.constant = None if in_dim else torch.nn.Parameter(torch.zeros(out_dim))
 
     def extra_repr(self) -> str:
         passed = self.joined[-self.num_passed :] if self._passed_last else self.joined[: self.num_passed]
         return f"passed={passed.tolist()}" if self.input_dim <= 16 else f"{self.num_passed} of {self.input_dim} pass"
 
-    def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The variables that pass and those that are mapped, as columns."""
-        columns = to_columns(x)
+    @property
+    def _layer(self) -> Layer:
+        edge = self.input_dim - self.num_passed if self._passed_last else self.num_passed
+        first, second = slice(0, edge), slice(edge, self.input_dim)
+        seen, mapped = (second, first) if self._passed_last else (first, second)
+        return Layer(self.network, self.univariate, seen, mapped)  # type: ignore[arg-type]
+
+    @property
+    def learned(self) -> tuple[Tensor, ...]:
+        return (self.constant if self.network is None else self.network.weights,)  # type: ignore[return-value]
+
+    def can_record(self, inverse: bool) -> bool:
+        return self.num_passed > 0 and isinstance(self.univariate, ClosedFormMap)
+
+    def arithmetic(
+        self, columns: Tensor, context: Tensor | None, parameters: Sequence[Tensor], inverse: bool
+    ) -> tuple[Tensor, Tensor]:
+        if self.network is None:
+            raw = parameters[0].unflatten(0, (self.univariate.param_count, -1))[..., None]
+            value, log_slope = self.univariate.arithmetic(columns, raw, inverse)
+            return value, log_slope.expand(value.shape).sum(0)
         if not self._in_place:
             columns = permute_rows(columns, self.joined, self.restore)
-        sizes = [self.num_passed, self.input_dim - self.num_passed]
-        first, second = columns.split(sizes[::-1] if self._passed_last else sizes)
-        return (second, first) if self._passed_last else (first, second)
+        value, log_det = self._layer.arithmetic(columns, context, parameters[0], inverse)
+        return value if self._in_place else permute_rows(value, self.restore, self.joined), log_det
 
-    def _params(self, passed: Tensor, context: Tensor | None, batch: tuple[int, ...]) -> Params:
-        if self.network is None:
-            raw: Tensor = self.constant[:, None]  # type: ignore[index]
-        elif context is None:
-            raw = self.network.columns(passed)
-        else:
-            rows = context_rows(context, batch)
-            if len(passed) == 0:
-                raw = self.network.columns(rows.T)
-            else:
-                raw = self.network.columns(torch.cat([passed, rows.T.expand(-1, passed.shape[1])]))
-        return self.univariate.split(raw.unflatten(0, (self.univariate.param_count, -1)))
-
-    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        batch = x.shape[:-1]
-        passed, entering = self._halves(x)
-        mapped, log_det = self.univariate.forward_and_log_det(entering, self._params(passed, context, batch))
-        return self._join(passed, mapped, batch), total(log_det, mapped, batch)
-
-    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        batch = y.shape[:-1]
-        passed, entering = self._halves(y)
-        mapped, log_det = self.univariate.inverse_and_log_det(entering, self._params(passed, context, batch))
-        return self._join(passed, mapped, batch), total(log_det, mapped, batch)
-
-    def forward_with_score(self, x: Tensor, score: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        # The Jacobian is block triangular with a diagonal block, so its transpose is solved by one vector-Jacobian product.
-        x, context = self._check(x, context, "forward_with_score")
-        batch = x.shape[:-1]
-        passed_score, mapped_score = self._halves(score.detach().expand(x.shape))
-        with torch.enable_grad():
-            x = x if x.requires_grad else x.detach().requires_grad_()
-            passed, entering = self._halves(x)
-            mapped, log_dets = self.univariate.forward_and_log_det(entering, self._params(passed, context, batch))
-            log_dets = log_dets.expand(mapped.shape)
-            ones = torch.ones_like(log_dets)
-            if not self.univariate.affine:
-                mapped_score = mapped_score - _gradient([log_dets], entering, [ones])
-            mapped_score = mapped_score * (-log_dets.detach()).exp()
-            pulled = _gradient([mapped, log_dets], passed, [mapped_score, ones])
-        new_score = self._join(passed_score - pulled, mapped_score, batch)
-        return self._join(passed, mapped, batch), log_dets.sum(0).reshape(batch), new_score
-
-    def _join(self, passed: Tensor, mapped: Tensor, batch: tuple[int, ...]) -> Tensor:
-        columns = torch.cat([mapped, passed] if self._passed_last else [passed, mapped])
-        return from_columns(columns if self._in_place else permute_rows(columns, self.restore, self.joined), batch)
+    def through(self, columns: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor, Record]:
+        if self._in_place:
+            there = Pass.through(self._layer, columns, context, inverse)
+            return there.joined(columns), there.done.log_slope.sum(0), there
+        columns = columns.index_select(0, self.joined)
+        there = Pass.through(self._layer, columns, context, inverse)
+        record = Reordered(there, self.joined, self.restore)
+        return there.joined(columns).index_select(0, self.restore), there.done.log_slope.sum(0), record
 
 
-def _gradient(outputs: list[Tensor], at: Tensor, weights: list[Tensor]) -> Tensor:
-    """Gradient of the weighted sum of the outputs, zero where they do not depend on ``at``; keeps the graph."""
-    kept = [(output, weight) for output, weight in zip(outputs, weights, strict=True) if output.requires_grad]
-    if not kept:
-        return torch.zeros_like(at)
-    (gradient,) = torch.autograd.grad([o for o, _ in kept], at, [w for _, w in kept], retain_graph=True, allow_unused=True)
-    return torch.zeros_like(at) if gradient is None else gradient
+class Reordered(NamedTuple):
+    """A pass between two reorderings of the variables.
+
+    Args:
+        there: The pass.
+        order: The order before it.
+        back_again: The inverse of that, the order behind it.
+
+    Example:
+        See :class:`Coupling`.
+    """
+
+    there: Pass
+    order: Tensor
+    back_again: Tensor
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that it holds."""
+        return self.there.tensors
+
+    def holding(self, tensors: Sequence[Any]) -> Reordered:
+        """The same with other tensors in the place of these."""
+        return self._replace(there=self.there.holding(tensors))
+
+    def spent(self) -> Reordered:
+        """The same once a gradient has written into what is made anew."""
+        return self._replace(there=self.there.spent())
+
+    def back(
+        self, g_columns: Tensor, g_log_det: Tensor, needs: Needs
+    ) -> tuple[Tensor | None, Tensor | None, tuple[Tensor | None, ...]]:
+        """Gradients of columns, context and weights."""
+        found, *others = self.there.back(g_columns.index_select(0, self.order), g_log_det, needs)
+        return None if found is None else found.index_select(0, self.back_again), *others  # type: ignore[return-value]
+
+    def pushed(self, score: Tensor) -> Tensor:
+        """The score behind the pass."""
+        return self.there.pushed(score.index_select(0, self.order)).index_select(0, self.back_again)

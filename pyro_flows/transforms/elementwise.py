@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .columns import context_rows, from_columns, to_columns, total
+from .column_transform import ColumnTransform, Needs, Record
 from .context_parameters import ContextParameters
-from .core import FlowTransform
-from .univariate.base import Params, UnivariateMap
+from .univariate.base import UnivariateMap
+from .univariate.closed_form import ClosedFormMap, Evaluation
 
 
-class Elementwise(FlowTransform):
+class Elementwise(ColumnTransform):
     r"""Elementwise transform :math:`y_i = u(x_i; p_i + g_i(c))` of learnable :math:`p` and a network :math:`g`.
 
     :math:`\log|\det \partial y/\partial x| = \sum_i \log|du/dx_i|`. It starts as the identity, whatever the context.
@@ -42,22 +43,78 @@ class Elementwise(FlowTransform):
         zeros = torch.zeros(univariate.param_count, input_dim)
         self.conditioner = ContextParameters({"raw": zeros}, context_dim, hidden_dims)
 
-    def _params(self, context: Tensor | None, batch: tuple[int, ...]) -> Params:
-        (raw,) = self.conditioner(None if context is None else context_rows(context, batch))
-        return self.univariate.split(raw[..., None] if raw.dim() == 2 else raw.movedim(0, -1).contiguous())
+    @property
+    def learned(self) -> tuple[Tensor, ...]:
+        return (self.conditioner.get_parameter("raw"),) if self.context_dim == 0 else ()
 
-    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._mapped(self.univariate.forward_and_log_det, x, context)
+    def can_record(self, inverse: bool) -> bool:
+        return self.context_dim == 0 and isinstance(self.univariate, ClosedFormMap) and self.univariate.broadcasts
 
-    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._mapped(self.univariate.inverse_and_log_det, y, context)
-
-    def _mapped(
-        self, direction: Callable[[Tensor, Params], tuple[Tensor, Tensor]], x: Tensor, context: Tensor | None
+    def arithmetic(
+        self, columns: Tensor, context: Tensor | None, parameters: Sequence[Tensor], inverse: bool
     ) -> tuple[Tensor, Tensor]:
-        batch = x.shape[:-1]
-        y, log_det = direction(to_columns(x), self._params(context, batch))
-        return from_columns(y, batch), total(log_det, y, batch)
+        if context is None:
+            value, log_slope = self.univariate.arithmetic(columns, parameters[0][..., None], inverse)
+        else:
+            (raw,) = self.conditioner(context.t())
+            direction = self.univariate.inverse_and_log_det if inverse else self.univariate.forward_and_log_det
+            value, log_slope = direction(columns, self.univariate.split(raw.movedim(0, -1).contiguous()))
+        return value, log_slope.expand(value.shape).sum(0)
+
+    def through(self, columns: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor, Record]:
+        univariate: ClosedFormMap = self.univariate  # type: ignore[assignment]
+        raw = self.conditioner.get_parameter("raw")[..., None]
+        done = univariate.evaluate(columns, raw, inverse)
+        log_det = done.log_slope.sum(0).expand(columns.shape[1])
+        return done.value, log_det.clone(), ElementwisePass(univariate, columns, raw, done, inverse)
+
+
+class ElementwisePass(NamedTuple):
+    """A pass through univariate maps with a parameter for each variable.
+
+    Args:
+        univariate: The map.
+        at: Columns that were mapped.
+        raw: Parameters ``(param_count, D, 1)``.
+        done: What the maps gave.
+        inverse: Whether they were inverted.
+
+    Example:
+        See :class:`Elementwise`.
+    """
+
+    univariate: ClosedFormMap
+    at: Tensor
+    raw: Tensor
+    done: Evaluation
+    inverse: bool
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that it holds."""
+        return [self.at, self.raw, self.done.value, self.done.log_slope, *self.done.saved]
+
+    def holding(self, tensors: Sequence[Any]) -> ElementwisePass:
+        """The same with other tensors in the place of these."""
+        at, raw, value, log_slope, *saved = tensors
+        return self._replace(at=at, raw=raw, done=Evaluation(value, log_slope, tuple(saved)))
+
+    def spent(self) -> ElementwisePass:
+        """This."""
+        return self
+
+    def back(self, g_columns: Tensor, g_log_det: Tensor, needs: Needs) -> tuple[Tensor, None, tuple[Tensor | None]]:
+        """Gradients of columns and parameters."""
+        g_log_slope = g_log_det.sum() if self.done.log_slope.shape[1] == 1 else g_log_det
+        found, g_raw = self.univariate.pullback(self.at, self.raw, self.inverse, self.done, g_columns, g_log_slope)
+        return found, None, (None if g_raw is None else g_raw[..., 0],)
+
+    def pushed(self, score: Tensor) -> Tensor:
+        """The score behind the maps."""
+        if not self.univariate.affine:
+            zeros, ones = torch.zeros_like(score), torch.ones_like(score)
+            score = score - self.univariate.pullback(self.at, self.raw, self.inverse, self.done, zeros, ones, to_raw=False)[0]
+        return score * (-self.done.log_slope).exp()
 
 
 def check_univariate(univariate: UnivariateMap) -> UnivariateMap:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .columns import from_columns, permute_rows, to_columns
-from .core import FlowTransform
+from .column_transform import ColumnTransform, Needs, Record
+from .columns import permute_rows
 
 
-class Permutation(FlowTransform):
+class Permutation(ColumnTransform):
     r"""Reorder the variables, :math:`y_i = x_{\pi(i)}`; the log-determinant is zero.
 
     The order is a buffer, so that ``state_dict`` carries it: a random permutation survives saving and loading.
@@ -75,19 +76,50 @@ class Permutation(FlowTransform):
                 first = order[first]
         return -1 if (len(order) - cycles) % 2 else 1
 
-    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return :math:`y` of shape ``(*, D)`` and zeros of shape ``(*)``."""
-        return self._reorder(x, self.permutation, self.inverse_permutation), x.new_zeros(x.shape[:-1])
+    def arithmetic(
+        self, columns: Tensor, context: Tensor | None, parameters: Sequence[Tensor], inverse: bool
+    ) -> tuple[Tensor, Tensor]:
+        orders = self.permutation, self.inverse_permutation
+        return permute_rows(columns, *(orders[::-1] if inverse else orders)), columns.new_zeros(columns.shape[1])
 
-    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return :math:`x` of shape ``(*, D)`` and zeros of shape ``(*)``."""
-        return self._reorder(y, self.inverse_permutation, self.permutation), y.new_zeros(y.shape[:-1])
+    def through(self, columns: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, None, Record]:
+        orders = self.permutation, self.inverse_permutation
+        record = Order(*(orders[::-1] if inverse else orders))
+        return record.pushed(columns), None, record
 
-    def forward_with_score(self, x: Tensor, score: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        y, log_det = self.forward_and_log_det(x, context)
-        score = score.detach().expand(x.shape)
-        return y, log_det, self._reorder(score, self.permutation, self.inverse_permutation)
 
-    @staticmethod
-    def _reorder(x: Tensor, order: Tensor, back: Tensor) -> Tensor:
-        return from_columns(permute_rows(to_columns(x), order, back), x.shape[:-1])
+class Order(NamedTuple):
+    """An order of rows, and the way back.
+
+    Args:
+        order: Which row stands where, ``(D,)``.
+        back_again: The inverse of it.
+
+    Example:
+        >>> Order(torch.tensor([1, 0]), torch.tensor([1, 0])).pushed(torch.tensor([[1.0], [2.0]])).flatten()
+        tensor([2., 1.])
+    """
+
+    order: Tensor
+    back_again: Tensor
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """None: buffers are not changed."""
+        return []
+
+    def holding(self, tensors: Sequence[Any]) -> Order:
+        """This."""
+        return self
+
+    def spent(self) -> Order:
+        """This."""
+        return self
+
+    def back(self, g_columns: Tensor, g_log_det: Tensor, needs: Needs) -> tuple[Tensor, None, tuple[()]]:
+        """Gradients return in the order before."""
+        return g_columns.index_select(0, self.back_again), None, ()
+
+    def pushed(self, score: Tensor) -> Tensor:
+        """The score in this order."""
+        return score.index_select(0, self.order)

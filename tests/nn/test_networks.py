@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 
-from pyro_flows.nn import MLP, MaskedMLP
+from pyro_flows.nn import MLP, ColumnMLP, MaskedMLP
 
 
 def randomised(module, scale=0.5):
@@ -21,7 +21,7 @@ def randomised(module, scale=0.5):
 def influence(network, D, context=None):
     """Whether output i changes with input j, ``(D, D)``."""
     x = torch.randn(D, dtype=torch.float64)
-    jacobian = torch.autograd.functional.jacobian(lambda v: network(v, context), x)
+    jacobian = torch.autograd.functional.jacobian(lambda v: network.at(v, context), x)
     return (jacobian != 0).any(1)
 
 
@@ -47,32 +47,32 @@ def test_every_output_sees_the_context(D, hidden):
     network = randomised(MaskedMLP(D, 2, 3, hidden))
     x = torch.randn(D, dtype=torch.float64)
     context = torch.randn(3, dtype=torch.float64)
-    jacobian = torch.autograd.functional.jacobian(lambda c: network(x, c), context)
+    jacobian = torch.autograd.functional.jacobian(lambda c: network.at(x, c), context)
     assert (jacobian != 0).all()
 
 
 def test_context_of_fewer_batch_dimensions_is_broadcast():
     network = randomised(MaskedMLP(3, 2, 2))
     x, context = torch.randn(4, 5, 3, dtype=torch.float64), torch.randn(5, 2, dtype=torch.float64)
-    torch.testing.assert_close(network(x, context), network(x, context.expand(4, 5, 2)))
+    torch.testing.assert_close(network.at(x, context), network.at(x, context.expand(4, 5, 2)))
 
 
 def test_context_of_more_batch_dimensions_and_empty_batches():
     network = randomised(MaskedMLP(3, 2, 2))
     x, context = torch.randn(3, dtype=torch.float64), torch.randn(4, 5, 2, dtype=torch.float64)
-    torch.testing.assert_close(network(x, context), network(x.expand(4, 5, 3), context))
-    assert network(x.new_zeros(0, 3), context.new_zeros(0, 2)).shape == (0, 3, 2)
+    torch.testing.assert_close(network.at(x, context), network.at(x.expand(4, 5, 3), context))
+    assert network.at(x.new_zeros(0, 3), context.new_zeros(0, 2)).shape == (0, 3, 2)
 
 
 @pytest.mark.parametrize("c", [0, 2])
 def test_a_context_that_is_missing_or_too_much_is_refused(c):
     with pytest.raises(ValueError, match=f"context_dim={c}"):
-        MaskedMLP(3, 2, c)(torch.zeros(3), None if c else torch.zeros(2))
+        MaskedMLP(3, 2, c).at(torch.zeros(3), None if c else torch.zeros(2))
 
 
 def test_networks_start_at_zero_where_asked():
     x = torch.randn(5, 3)
-    assert MaskedMLP(3, 2, 2)(x, torch.randn(5, 2)).count_nonzero() == 0
+    assert MaskedMLP(3, 2, 2).at(x, torch.randn(5, 2)).count_nonzero() == 0
     assert MLP(3, 2, zero_init=True)(x).count_nonzero() == 0
     assert MLP(3, 2)(x).count_nonzero() > 0
 
@@ -92,10 +92,36 @@ def test_activation_is_used_and_pickled():
     first, last = network.layers
     torch.testing.assert_close(network(x), last(torch.tanh(first(x))))
     torch.testing.assert_close(pickle.loads(pickle.dumps(network))(x), network(x))
-    masked = MaskedMLP(2, 1, hidden_dims=(8,), activation=torch.relu)
-    first, last = masked.layers
-    torch.nn.init.normal_(last.weight)
-    torch.testing.assert_close(masked(x), last(torch.relu(first(x))).unsqueeze(-1))
+
+
+@pytest.mark.parametrize("hidden", [(), (8,), (8, 5)])
+def test_network_of_columns_is_the_perceptron_of_its_layers_and_its_pullback_the_gradient(hidden):
+    torch.manual_seed(0)
+    network = randomised(ColumnMLP(3, 4, hidden))
+    x = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
+    h = x.T
+    for i, (weight, bias) in enumerate(network.layers()):
+        h = torch.nn.functional.linear(torch.nn.functional.silu(h) if i else h, weight, bias[:, 0])
+    output, saved = network.evaluate(x, network.weights)
+    torch.testing.assert_close(output, h.T)
+    torch.testing.assert_close(network(x), h.T)
+    gradient = torch.randn_like(output)
+    expected = torch.autograd.grad(h.T, [x, network.weights], gradient)
+    torch.testing.assert_close(network.pullback(saved, gradient), expected)
+
+
+def test_weights_of_layers_make_the_parameter_again():
+    network = randomised(ColumnMLP(3, 4, (5,)))
+    torch.testing.assert_close(network.pack(network.layers()), network.weights, rtol=0, atol=0)
+
+
+def test_masked_weights_have_no_gradient_in_either_way():
+    network = randomised(MaskedMLP(4, 2))
+    x = torch.randn(4, 6, dtype=torch.float64)
+    output, saved = network.evaluate(x, network.weights)
+    (expected,) = torch.autograd.grad(network(x).square().sum(), network.weights)
+    torch.testing.assert_close(network.pullback(saved, 2 * output, to_input=False)[1], expected)
+    assert not expected[network.mask == 0].any() and expected.any()
 
 
 @pytest.mark.parametrize(

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_flows.solvers.mode import takes_closed_forms
 
-from .base import Params, UnivariateMap
+from .base import Params
+from .closed_form import ClosedFormFunction, ClosedFormMap, Evaluation
 
 
-class Affine(UnivariateMap):
+class Affine(ClosedFormMap):
     r"""Affine map :math:`y = x \exp(s) + t` with a softly bounded log-scale.
 
     :math:`\log|dy/dx| = s`, with :math:`s = a / \sqrt{1 + (a / b)^2}` for the raw parameter :math:`a`, so that one layer
@@ -36,6 +36,7 @@ class Affine(UnivariateMap):
 
     param_shapes = ((2,),)  # shift t, raw log-scale a
     affine = True
+    broadcasts = True
 
     def __init__(self, log_scale_bound: float = 3.0) -> None:
         super().__init__()
@@ -51,80 +52,61 @@ class Affine(UnivariateMap):
         return log_scale * torch.rsqrt(1 - (log_scale / self.log_scale_bound).square())
 
     def forward_and_log_det(self, x: Tensor, params: Params) -> tuple[Tensor, Tensor]:
-        return self._evaluate(x, params[0], False)
+        return self._mapped(x, params[0], False)
 
     def inverse_and_log_det(self, y: Tensor, params: Params) -> tuple[Tensor, Tensor]:
-        return self._evaluate(y, params[0], True)
+        return self._mapped(y, params[0], True)
 
-    def _evaluate(self, at: Tensor, raw: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    def _mapped(self, at: Tensor, raw: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         fits = raw.dim() == at.dim() + 1 and all(a in (1, b) for a, b in zip(raw.shape[1:], at.shape, strict=True))
         if fits and takes_closed_forms():
-            return AffineFunction.apply(at, raw, inverse, self.log_scale_bound)  # type: ignore[no-any-return, no-untyped-call]
-        return affine_map(at, raw, inverse, self.log_scale_bound)
+            return ClosedFormFunction.apply(at, raw, inverse, self)  # type: ignore[no-any-return, no-untyped-call]
+        return self.arithmetic(at, raw, inverse)
 
-
-def affine_map(at: Tensor, raw: Tensor, inverse: bool, bound: float) -> tuple[Tensor, Tensor]:
-    """Value and log-slope as autograd and compilers follow them.
-
-    Example:
-        >>> affine_map(torch.tensor([3.0]), torch.tensor([[2.0], [0.0]]), True, 3.0)[0]
-        tensor([1.])
-    """
-    shift, free = raw.unbind(0)
-    log_scale = free * torch.rsqrt(1 + (free / bound).square())  # smooth as tanh is, at a quarter of its price
-    if inverse:
-        return (at - shift) * (-log_scale).exp(), -log_scale
-    return torch.addcmul(shift, at, log_scale.exp()), log_scale
-
-
-class AffineFunction(torch.autograd.Function):
-    r"""Value and log-slope at points ``(*)`` with raw parameters ``(2, *)``, with their gradient in closed form.
-
-    A dimension of the parameters may be 1 where points share them; the log-slope then has that shape too. Derivatives of higher
-    order are those of autograd.
-
-    Example:
-        >>> AffineFunction.apply(torch.tensor([3.0]), torch.tensor([[2.0], [0.0]]), True, 3.0)[0]
-        tensor([1.])
-    """
-
-    @staticmethod
-    def forward(ctx: Any, at: Tensor, raw: Tensor, inverse: bool, bound: float) -> tuple[Tensor, Tensor]:
+    def arithmetic(self, at: Tensor, raw: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         shift, free = raw.unbind(0)
-        shrink = (free / bound).square_().add_(1).rsqrt_()
+        log_scale = free * torch.rsqrt(1 + (free * (1 / self.log_scale_bound)).square())  # as smooth as tanh, at a quarter of its price
+        if inverse:
+            return (at - shift) * (-log_scale).exp(), -log_scale
+        return torch.addcmul(shift, at, log_scale.exp()), log_scale
+
+    def evaluate(self, at: Tensor, raw: Tensor, inverse: bool) -> Evaluation:
+        shift, free = raw.unbind(0)
+        shrink = (free * (1 / self.log_scale_bound)).square_().add_(1).rsqrt_()
         log_slope = free * shrink
         if inverse:
             log_slope.neg_()
         scale = log_slope.exp()
         value = (at - shift).mul_(scale) if inverse else torch.addcmul(shift, at, scale)
-        ctx.save_for_backward(at, raw, value, scale, shrink)
-        ctx.inverse, ctx.bound = inverse, bound
-        return value, log_slope
+        return Evaluation(value, log_slope, (scale, shrink))
 
-    @staticmethod
-    def backward(ctx: Any, g_value: Tensor, g_log_slope: Tensor) -> tuple[Tensor | None, ...]:
-        at, raw, value, scale, shrink = ctx.saved_tensors
-        needed = ctx.needs_input_grad[:2]
-        if torch.is_grad_enabled():  # somebody asks for derivatives of these
-            results = affine_map(at, raw, ctx.inverse, ctx.bound)
-            inputs = [tensor for tensor, wanted in zip((at, raw), needed, strict=True) if wanted]
-            found = iter(torch.autograd.grad(results, inputs, (g_value, g_log_slope), create_graph=True))
-            return *(next(found) if wanted else None for wanted in needed), None, None
+    def pullback(
+        self,
+        at: Tensor,
+        raw: Tensor,
+        inverse: bool,
+        done: Evaluation,
+        g_value: Tensor,
+        g_log_slope: Tensor,
+        *,
+        to_raw: bool = True,
+        last: bool = True,
+    ) -> tuple[Tensor, Tensor | None]:
+        scale, shrink = done.saved
         g_at = g_value * scale
-        if not needed[1]:
-            return g_at, None, None, None
+        if not to_raw:
+            return g_at, None
         g_raw = torch.empty_like(raw, memory_format=torch.contiguous_format)
         g_shift, g_free = g_raw.unbind(0)
-        shared = [i for i, (a, b) in enumerate(zip(raw.shape[1:], at.shape, strict=True)) if a != b]
-
-        def reduced(entries: Tensor) -> Tensor:
-            return entries.sum(shared, keepdim=True) if shared else entries
-
-        if ctx.inverse:
-            g_shift.copy_(reduced(g_at)).neg_()
-            g_free.copy_(g_log_slope).add_(reduced(g_value * value)).neg_()
+        # Points that share their parameters add up.
+        shared = [] if raw.shape[1:] == at.shape else [i for i, size in enumerate(raw.shape[1:]) if size != at.shape[i]]
+        if inverse:
+            by_shift, by_scale = -g_at, -(g_value * done.value)
         else:
-            g_shift.copy_(reduced(g_value))
-            g_free.copy_(g_log_slope).add_(reduced(g_at * at))
+            by_shift, by_scale = g_value, g_at * at
+        if shared:
+            by_shift, by_scale = by_shift.sum(shared, keepdim=True), by_scale.sum(shared, keepdim=True)
+        g_shift.copy_(by_shift)
+        torch.sub(by_scale, g_log_slope, out=g_free) if inverse else torch.add(by_scale, g_log_slope, out=g_free)
         g_free.mul_(shrink).mul_(shrink).mul_(shrink)
-        return g_at, g_raw, None, None
+        return g_at, g_raw

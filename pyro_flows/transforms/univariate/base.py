@@ -48,3 +48,7 @@ class UnivariateMap(nn.Module):
     def inverse_and_log_det(self, y: Tensor, params: Params) -> tuple[Tensor, Tensor]:
         r"""Invert ``y`` ``(*)``; returns :math:`x` ``(*)`` and :math:`\log|dx/dy|` ``(*)``."""
         raise TypeError(f"{type(self).__name__} does not define inverse_and_log_det(y, params)")
+
+    def arithmetic(self, at: Tensor, raw: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        """Either direction at points ``(*)``, for raw parameters ``(param_count, *)``, as operations that autograd and compilers follow."""
+        return (self.inverse_and_log_det if inverse else self.forward_and_log_det)(at, self.split(raw))

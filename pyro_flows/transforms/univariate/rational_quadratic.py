@@ -9,12 +9,13 @@ from torch import Tensor
 
 from pyro_flows.solvers.mode import takes_closed_forms
 
-from .base import Params, UnivariateMap
+from .base import Params
+from .closed_form import ClosedFormFunction, ClosedFormMap, Evaluation
 from .rational_quadratic_bins import forward_in_bin, inverse_in_bin, pick_bin
-from .rational_quadratic_gradient import SplineFunction
+from .rational_quadratic_gradient import Options, evaluate, pullback
 
 
-class RationalQuadraticSpline(UnivariateMap):
+class RationalQuadraticSpline(ClosedFormMap):
     r"""Monotone rational-quadratic spline on :math:`[-B, B]`, the identity outside.
 
     Within a bin with left ends :math:`x_k, y_k`, width :math:`w`, height :math:`h`, slope :math:`s = h/w`, slopes
@@ -65,18 +66,43 @@ class RationalQuadraticSpline(UnivariateMap):
     def extra_repr(self) -> str:
         return f"num_bins={self.num_bins}, bound={self.bound}"
 
+    @property
+    def options(self) -> Options:
+        """What its arithmetic needs to know."""
+        return Options(self.num_bins, self.bound, self.min_bin, self.min_slope)
+
     def forward_and_log_det(self, x: Tensor, params: Params) -> tuple[Tensor, Tensor]:
-        return self._evaluate(x, params[0], False)
+        return self._mapped(x, params[0], False)
 
     def inverse_and_log_det(self, y: Tensor, params: Params) -> tuple[Tensor, Tensor]:
-        return self._evaluate(y, params[0], True)
+        return self._mapped(y, params[0], True)
 
-    def _evaluate(self, at: Tensor, raw: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+    def _mapped(self, at: Tensor, raw: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         if takes_closed_forms() and raw.shape[1:] == at.shape:
-            return SplineFunction.apply(at, raw, inverse, self.num_bins, self.bound, self.min_bin, self.min_slope)  # type: ignore[no-any-return, no-untyped-call]
+            return ClosedFormFunction.apply(at, raw, inverse, self)  # type: ignore[no-any-return, no-untyped-call]
+        return self.arithmetic(at, raw, inverse)
+
+    def arithmetic(self, at: Tensor, raw: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         # The clamp comes first: the branch that `where` discards then has finite gradients.
         inside = at.clamp(-self.bound, self.bound)
-        bin_ = pick_bin(inside, raw, inverse, self.num_bins, self.bound, self.min_bin, self.min_slope)
+        bin_ = pick_bin(inside, raw, inverse, *self.options)
         value, log_slope = (inverse_in_bin if inverse else forward_in_bin)(inside, bin_)[:2]
         outside = inside != at
         return torch.where(outside, at, value), torch.where(outside, torch.zeros_like(log_slope), log_slope)
+
+    def evaluate(self, at: Tensor, raw: Tensor, inverse: bool) -> Evaluation:
+        return evaluate(at, raw, inverse, self.options)
+
+    def pullback(
+        self,
+        at: Tensor,
+        raw: Tensor,
+        inverse: bool,
+        done: Evaluation,
+        g_value: Tensor,
+        g_log_slope: Tensor,
+        *,
+        to_raw: bool = True,
+        last: bool = True,
+    ) -> tuple[Tensor, Tensor | None]:
+        return pullback(raw, inverse, self.options, done, g_value, g_log_slope, to_raw=to_raw, last=last)

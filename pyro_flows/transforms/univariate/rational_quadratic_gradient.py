@@ -2,17 +2,75 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .rational_quadratic_bins import LOG_2, Bin, forward_in_bin, inverse_in_bin, pick_bin
+from .closed_form import Evaluation
+from .rational_quadratic_bins import LOG_2, Bin, forward_in_bin, inverse_in_bin
 
 
-class SplineFunction(torch.autograd.Function):
-    r"""Value and log-slope of a spline at points ``(*)`` with raw parameters ``(3 K - 1, *)``, either way.
+class Options(NamedTuple):
+    """Of a spline.
+
+    Args:
+        num_bins: Number of bins K.
+        bound: Half-width of the interval.
+        min_bin: Smallest bin, as a share of the interval.
+        min_slope: Smallest inner slope.
+
+    Example:
+        >>> Options(8, 5.0, 1e-3, 1e-3).num_bins
+        8
+    """
+
+    num_bins: int
+    bound: float
+    min_bin: float
+    min_slope: float
+
+
+def evaluate(at: Tensor, raw: Tensor, inverse: bool, options: Options) -> Evaluation:
+    """Value and log-slope at points ``(*)`` with raw parameters ``(3 K - 1, *)``.
+
+    Example:
+        >>> evaluate(torch.tensor([0.5]), torch.zeros(5, 1), False, Options(2, 1.0, 1e-3, 1e-3)).value
+        tensor([0.5000])
+    """
+    num_bins, bound, min_bin, min_slope = options
+    inside = at.clamp(-bound, bound)
+    outside = inside != at
+    buffer = _with_shares(raw, num_bins)
+    knots = _knots(_shares(buffer, num_bins), bound, min_bin)
+    right = (inside >= knots[int(inverse), 1:-1]).view(torch.uint8)
+    counter = torch.uint8 if num_bins <= 256 else torch.int64  # a wider one costs a copy
+    left = right.sum(0, keepdim=True, dtype=counter).to(torch.int64)
+    pair = torch.cat([left, left + 1])
+    (x0, x1), (y0, y1) = knots.gather(1, pair.expand(2, *pair.shape))
+    ends = torch.cat([left == 0, left == num_bins - 1])
+    which = pair.sub_(1).clamp_(0, num_bins - 2)
+    slopes = raw[2 * num_bins :].gather(0, which)
+    d0, d1 = F.softplus(slopes, beta=LOG_2).mul_(1 - min_slope).add_(min_slope).masked_fill_(ends, 1.0)
+    bin_ = Bin(x0, x1.sub_(x0), y0, y1.sub_(y0), d0, d1)
+    value, log_slope, theta = (inverse_in_bin if inverse else forward_in_bin)(inside, bin_)
+    saved = (left, which, ends, slopes, theta, outside, *bin_)
+    return Evaluation(torch.where(outside, at, value), log_slope.masked_fill_(outside, 0.0), saved, buffer)
+
+
+def pullback(
+    raw: Tensor,
+    inverse: bool,
+    options: Options,
+    done: Evaluation,
+    g_value: Tensor,
+    g_log_slope: Tensor,
+    *,
+    to_raw: bool,
+    last: bool,
+) -> tuple[Tensor, Tensor | None]:
+    r"""Gradients of points and raw parameters.
 
     With :math:`p = \theta b + \bar\theta a` in the notation of
     :class:`~pyro_flows.transforms.univariate.RationalQuadraticSpline`, the derivatives of value and log-slope are
@@ -29,85 +87,59 @@ class SplineFunction(torch.autograd.Function):
     softmax. The inverse has its gradient from the implicit function theorem. Derivatives of higher order are those of autograd.
 
     Example:
-        >>> SplineFunction.apply(torch.tensor([0.5]), torch.zeros(5, 1), False, 2, 1.0, 1e-3, 1e-3)
-        (tensor([0.5000]), tensor([0.]))
+        >>> raw, options = torch.zeros(5, 1), Options(2, 1.0, 1e-3, 1e-3)
+        >>> done = evaluate(torch.tensor([0.5]), raw, False, options)
+        >>> pullback(raw, False, options, done, torch.ones(1), torch.zeros(1), to_raw=False, last=True)[0]
+        tensor([1.])
     """
-
-    @staticmethod
-    def forward(ctx: Any, at: Tensor, raw: Tensor, inverse: bool, *options: Any) -> tuple[Tensor, Tensor]:
-        num_bins, bound, min_bin, min_slope = options
-        inside = at.clamp(-bound, bound)
-        outside = inside != at
-        buffer = _with_shares(raw, num_bins)
-        knots = _knots(_shares(buffer, num_bins), bound, min_bin)
-        right = (inside >= knots[int(inverse), 1:-1]).view(torch.uint8)
-        counter = torch.uint8 if num_bins <= 256 else torch.int64  # a wider one costs a copy
-        left = right.sum(0, keepdim=True, dtype=counter).to(torch.int64)
-        pair = torch.cat([left, left + 1])
-        (x0, x1), (y0, y1) = knots.gather(1, pair.expand(2, *pair.shape))
-        ends = torch.cat([left == 0, left == num_bins - 1])
-        which = pair.sub_(1).clamp_(0, num_bins - 2)
-        slopes = raw[2 * num_bins :].gather(0, which)
-        d0, d1 = F.softplus(slopes, beta=LOG_2).mul_(1 - min_slope).add_(min_slope).masked_fill_(ends, 1.0)
-        bin_ = Bin(x0, x1.sub_(x0), y0, y1.sub_(y0), d0, d1)
-        value, log_slope, theta = (inverse_in_bin if inverse else forward_in_bin)(inside, bin_)
-        ctx.save_for_backward(at, raw, left, which, ends, slopes, theta, outside, *bin_)
-        ctx.buffer, ctx.inverse, ctx.options = buffer, inverse, options
-        return torch.where(outside, at, value), log_slope.masked_fill_(outside, 0.0)
-
-    @staticmethod
-    def backward(ctx: Any, g_value: Tensor, g_log_slope: Tensor) -> tuple[Tensor | None, ...]:
-        at, raw, left, which, ends, slopes, theta, outside, *sizes = ctx.saved_tensors
-        needed = ctx.needs_input_grad[:2]
-        if torch.is_grad_enabled():  # somebody asks for derivatives of these
-            return (*_by_autograd(at, raw, ctx.inverse, ctx.options, (g_value, g_log_slope), needed), *(None,) * 5)
-        num_bins, bound, min_bin, min_slope = ctx.options
-        x0, w, y0, h, d0, d1 = sizes
-        s, rest = h / w, 1 - theta
-        a, b = torch.lerp(d0, s, theta), torch.lerp(s, d1, theta)
-        by_p, by_q = torch.lerp(a, b, theta).reciprocal_(), torch.lerp(b, a, theta).reciprocal_()
-        both, rising, falling, step = theta * rest, d1 - s, s - d0, b - a
-        # Derivative of the log-slope to the place in the bin.
-        of_theta = torch.lerp(falling, rising, theta).add_(step).mul_(by_p)
-        of_theta.addcmul_(torch.lerp(rising, falling, theta).sub_(step), by_q, value=-2)
-        g_y, g_log = g_value.masked_fill(outside, 0.0), g_log_slope.masked_fill(outside, 0.0)
-        slope = (s * by_q).square_().div_(by_p)
-        if ctx.inverse:
-            # The value x solves y(x) = const, so that dx = (dy - what the parameters do to y at a fixed x) / slope.
-            g_log.neg_()
-            g_at = torch.addcdiv(g_y, g_log * of_theta, w).div_(slope)
-            g_y = -g_at
-        g_theta = (g_log * of_theta).addcmul_(g_y, slope.mul_(w))
-        if not ctx.inverse:
-            g_at = g_theta / w
-        g_at = torch.where(outside, g_value, g_at)
-        if not needed[1]:
-            return g_at, *(None,) * 6
-        bend = (g_y * h).mul_(both).mul_(by_q).mul_(by_q)
-        both_q = (both * by_q).mul_(2)
-        g_s = (theta * b).addcmul_(rest, a, value=-1).mul_(bend)
-        g_s.addcmul_(g_log, (both * by_p).sub_(by_q).add_(both_q).add_(s.reciprocal()), value=2)
-        g_slopes = torch.stack([rest, theta])
-        g_slopes.square_().mul_(by_p).sub_(both_q).mul_(g_log)
-        g_slopes[0].addcmul_(bend, rest * b)
-        g_slopes[1].addcmul_(bend, theta * a, value=-1)
-        g_slopes.mul_(torch.sigmoid(slopes.mul(LOG_2))).mul_(1 - min_slope).masked_fill_(ends, 0.0)
-        g_place = torch.stack([g_theta / w, g_y])
-        g_place[0].neg_()
-        g_size = torch.stack([(g_s * s).addcmul_(g_theta, theta).div_(w).neg_(), (g_y * theta).mul_(a).mul_(by_q).addcdiv_(g_s, w)])
-        smallest, free = 2 * bound * min_bin, 2 * bound * (1 - num_bins * min_bin)
-        own = torch.stack([w, h]).sub_(smallest).mul_(g_size)  # what the share of its own bin brings
-        mean = torch.stack([x0, y0]).add_(left.to(w.dtype), alpha=-smallest).add_(bound).mul_(g_place).add_(own)
-        g_place.mul_(free)
-        # The gradient takes the place of the shares, which are made anew should it be asked for twice.
-        g_raw = _with_shares(raw, num_bins) if ctx.buffer is None else ctx.buffer
-        ctx.buffer = None
-        shares, no_mean = _shares(g_raw, num_bins), mean.neg_()
-        for k in range(num_bins):
-            shares[:, k].mul_(torch.addcmul(no_mean, (left > k).to(w.dtype), g_place))
-        shares.scatter_add_(1, left.expand(2, *left.shape), own[:, None])
-        g_raw[2 * num_bins :].zero_().scatter_add_(0, which, g_slopes)
-        return g_at, g_raw, *(None,) * 5
+    left, which, ends, slopes, theta, outside, *sizes = done.saved
+    num_bins, bound, min_bin, min_slope = options
+    x0, w, y0, h, d0, d1 = sizes
+    s, rest = h / w, 1 - theta
+    a, b = torch.lerp(d0, s, theta), torch.lerp(s, d1, theta)
+    by_p, by_q = torch.lerp(a, b, theta).reciprocal_(), torch.lerp(b, a, theta).reciprocal_()
+    both, rising, falling, step = theta * rest, d1 - s, s - d0, b - a
+    # Derivative of the log-slope to the place in the bin.
+    of_theta = torch.lerp(falling, rising, theta).add_(step).mul_(by_p)
+    of_theta.addcmul_(torch.lerp(rising, falling, theta).sub_(step), by_q, value=-2)
+    g_y, g_log = g_value.masked_fill(outside, 0.0), g_log_slope.expand(outside.shape).masked_fill(outside, 0.0)
+    slope = (s * by_q).square_().div_(by_p)
+    if inverse:
+        # The value x solves y(x) = const, so that dx = (dy - what the parameters do to y at a fixed x) / slope.
+        g_log.neg_()
+        g_at = torch.addcdiv(g_y, g_log * of_theta, w).div_(slope)
+        g_y = -g_at
+    g_theta = (g_log * of_theta).addcmul_(g_y, slope.mul_(w))
+    if not inverse:
+        g_at = g_theta / w
+    g_at = torch.where(outside, g_value, g_at)
+    if not to_raw:
+        return g_at, None
+    bend = (g_y * h).mul_(both).mul_(by_q).mul_(by_q)
+    both_q = (both * by_q).mul_(2)
+    g_s = (theta * b).addcmul_(rest, a, value=-1).mul_(bend)
+    g_s.addcmul_(g_log, (both * by_p).sub_(by_q).add_(both_q).add_(s.reciprocal()), value=2)
+    g_slopes = torch.stack([rest, theta])
+    g_slopes.square_().mul_(by_p).sub_(both_q).mul_(g_log)
+    g_slopes[0].addcmul_(bend, rest * b)
+    g_slopes[1].addcmul_(bend, theta * a, value=-1)
+    g_slopes.mul_(torch.sigmoid(slopes.mul(LOG_2))).mul_(1 - min_slope).masked_fill_(ends, 0.0)
+    g_place = torch.stack([g_theta / w, g_y])
+    g_place[0].neg_()
+    g_size = torch.stack([(g_s * s).addcmul_(g_theta, theta).div_(w).neg_(), (g_y * theta).mul_(a).mul_(by_q).addcdiv_(g_s, w)])
+    smallest, free = 2 * bound * min_bin, 2 * bound * (1 - num_bins * min_bin)
+    own = torch.stack([w, h]).sub_(smallest).mul_(g_size)  # what the share of its own bin brings
+    mean = torch.stack([x0, y0]).add_(left.to(w.dtype), alpha=-smallest).add_(bound).mul_(g_place).add_(own)
+    g_place.mul_(free)
+    # The gradient takes the place of the shares where it may; they are made anew should they be asked for again.
+    buffer = _with_shares(raw, num_bins) if done.scratch is None else done.scratch
+    g_raw = buffer if last else torch.empty_like(buffer)
+    given, shares, no_mean = _shares(buffer, num_bins), _shares(g_raw, num_bins), mean.neg_()
+    for k in range(num_bins):
+        torch.mul(given[:, k], torch.addcmul(no_mean, (left > k).to(w.dtype), g_place), out=shares[:, k])
+    shares.scatter_add_(1, left.expand(2, *left.shape), own[:, None])
+    g_raw[2 * num_bins :].zero_().scatter_add_(0, which, g_slopes)
+    return g_at, g_raw
 
 
 def _with_shares(raw: Tensor, num_bins: int) -> Tensor:
@@ -133,18 +165,3 @@ def _knots(shares: Tensor, bound: float, min_bin: float) -> Tensor:
     torch.add(grid.reshape(-1, *(1,) * (shares.dim() - 2)), inner, alpha=free, out=inner)
     knots[:, 0], knots[:, -1] = -bound, bound
     return knots
-
-
-def _by_autograd(
-    at: Tensor, raw: Tensor, inverse: bool, options: Any, gradients: tuple[Tensor, Tensor], needed: tuple[bool, ...]
-) -> list[Tensor | None]:
-    """Gradients that can be differentiated again."""
-    bound = options[1]
-    inside = at.clamp(-bound, bound)
-    bin_ = pick_bin(inside, raw, inverse, *options)
-    value, log_slope, _ = (inverse_in_bin if inverse else forward_in_bin)(inside, bin_)
-    outside = inside != at
-    results = [torch.where(outside, at, value), torch.where(outside, torch.zeros_like(log_slope), log_slope)]
-    inputs = [tensor for tensor, wanted in zip((at, raw), needed, strict=True) if wanted]
-    found = iter(torch.autograd.grad(results, inputs, gradients, create_graph=True, allow_unused=True))
-    return [next(found) if wanted else None for wanted in needed]

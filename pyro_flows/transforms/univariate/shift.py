@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .base import Params, UnivariateMap
+from .base import Params
+from .closed_form import ClosedFormMap, Evaluation
 
 
-class Shift(UnivariateMap):
+class Shift(ClosedFormMap):
     r"""Shift :math:`y = x + t`; the log-determinant is zero.
 
     References:
@@ -20,6 +21,7 @@ class Shift(UnivariateMap):
 
     param_shapes = ((),)
     affine = True
+    broadcasts = True
 
     def forward_and_log_det(self, x: Tensor, params: Params) -> tuple[Tensor, Tensor]:
         y = x + params[0]
@@ -28,3 +30,23 @@ class Shift(UnivariateMap):
     def inverse_and_log_det(self, y: Tensor, params: Params) -> tuple[Tensor, Tensor]:
         x = y - params[0]
         return x, x.new_zeros(()).expand(x.shape)
+
+    def arithmetic(self, at: Tensor, raw: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        return (self.inverse_and_log_det if inverse else self.forward_and_log_det)(at, (raw[0],))
+
+    def evaluate(self, at: Tensor, raw: Tensor, inverse: bool) -> Evaluation:
+        return Evaluation(*self.arithmetic(at, raw, inverse), ())
+
+    def pullback(
+        self,
+        at: Tensor,
+        raw: Tensor,
+        inverse: bool,
+        done: Evaluation,
+        g_value: Tensor,
+        g_log_slope: Tensor,
+        *,
+        to_raw: bool = True,
+        last: bool = True,
+    ) -> tuple[Tensor, Tensor | None]:
+        return g_value, (-g_value if inverse else g_value).sum_to_size(raw.shape[1:])[None] if to_raw else None

@@ -1,0 +1,153 @@
+"""Perceptron of columns, with one parameter and a gradient in closed form: the conditioner of couplings and autoregressive layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .mlp import check_hidden_dims
+
+
+_silu_backward = torch.ops.aten.silu_backward.default
+
+
+class ColumnMLP(nn.Module):
+    r"""Perceptron :math:`W_n\,\sigma(\dots\sigma(W_1 x + b_1)) + b_n` of points that are columns, with :math:`\sigma` the SiLU.
+
+    All weights and biases lie in one parameter :attr:`weights`: an optimiser, Pyro's parameter store and a cache then handle one
+    tensor in place of many, which takes a good part of a step where batches are small. :meth:`layers` cuts it into matrices and
+    :meth:`pack` puts matrices together, such as scales of a prior. Points as columns leave what comes out contiguous for each output. The
+    last layer starts at zero, the others as those of ``torch.nn.Linear``.
+
+    Args:
+        in_dim: Size of the input.
+        out_dim: Size of the output.
+        hidden_dims: Widths of the hidden layers; may be empty.
+        masks: Which weights are kept, a boolean matrix ``(out, in)`` for each layer; all of them if None.
+
+    Raises:
+        ValueError: If a size is not a positive integer.
+
+    Example:
+        >>> network = ColumnMLP(3, 2, (16,))
+        >>> network(torch.ones(3, 5)).shape, network.weights.shape
+        (torch.Size([2, 5]), torch.Size([98]))
+        >>> [tuple(weight.shape) for weight, bias in network.layers()]
+        [(16, 3), (2, 16)]
+    """
+
+    weights: nn.Parameter
+    mask: Tensor | None
+
+    def __init__(
+        self, in_dim: int, out_dim: int, hidden_dims: Sequence[int] = (64, 64), *, masks: Sequence[Tensor] | None = None
+    ) -> None:
+        super().__init__()
+        for name, size in (("in_dim", in_dim), ("out_dim", out_dim)):
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"{name} must be a positive integer, got {size!r}")
+        widths = (in_dim, *check_hidden_dims(hidden_dims), out_dim)
+        linear = [nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)]
+        for parameter in linear[-1].parameters():
+            nn.init.zeros_(parameter)
+        self.widths = widths
+        self._shapes = [shape for layer in linear for shape in (tuple(layer.weight.shape), (layer.out_features, 1))]
+        self._sizes = [a * b for a, b in self._shapes]
+        self.weights = nn.Parameter(self.pack([(layer.weight, layer.bias) for layer in linear]).detach())
+        mask = None
+        if masks is not None:
+            mask = self.pack([(each.to(self.weights.dtype), torch.ones_like(each[:, 0], dtype=self.weights.dtype)) for each in masks])
+        self.register_buffer("mask", mask)
+
+    def extra_repr(self) -> str:
+        return " → ".join(map(str, self.widths)) + (", masked" if self.mask is not None else "")
+
+    @staticmethod
+    def pack(layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """One vector of the weights ``(out, in)`` and biases ``(out,)`` or ``(out, 1)`` of all layers.
+
+        Example:
+            >>> ColumnMLP.pack([(torch.ones(1, 2), torch.zeros(1))])
+            tensor([1., 1., 0.])
+        """
+        return torch.cat([tensor.reshape(-1) for layer in layers for tensor in layer])
+
+    def masked(self, weights: Tensor) -> Tensor:
+        """Weights, zero where they are masked."""
+        return weights if self.mask is None else weights * self.mask
+
+    def layers(self, weights: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
+        """Weight ``(out, in)`` and bias ``(out, 1)`` of each layer, masked, of the parameter or of another such vector."""
+        return self._cut(self.masked(self.weights if weights is None else weights))
+
+    def _cut(self, masked: Tensor) -> list[tuple[Tensor, Tensor]]:
+        views = [part.view(shape) for part, shape in zip(masked.split(self._sizes), self._shapes, strict=True)]
+        return list(zip(views[::2], views[1::2], strict=True))
+
+    def forward(self, x: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Map ``(in_dim, N)`` to ``(out_dim, N)``, with the parameter or with another such vector in its place."""
+        for i, (weight, bias) in enumerate(self.layers(weights)):
+            x = torch.addmm(bias, weight, F.silu(x) if i else x)
+        return x
+
+    def given(self, context: Tensor | None, weights: Tensor | None = None) -> Callable[[Tensor], Tensor]:
+        """The map of the first inputs for given others, for repeated use: weights are masked and the others taken in once.
+
+        Args:
+            context: The last inputs ``(C, N)`` or ``(C, 1)``, or None if there are none.
+            weights: As for :meth:`forward`.
+        """
+        (first, bias), *rest = self.layers(weights)
+        if context is not None:
+            first, of_context = first.split([first.shape[1] - len(context), len(context)], 1)
+            bias = torch.addmm(bias, of_context, context)
+
+        def network(x: Tensor) -> Tensor:
+            h = torch.addmm(bias, first, x)
+            for weight, bias_ in rest:
+                h = torch.addmm(bias_, weight, F.silu(h))
+            return h
+
+        return network
+
+    # The same without autograd, and the way back
+
+    def evaluate(self, x: Tensor, weights: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Output, and what :meth:`pullback` needs of the way there; ``weights`` as for :meth:`forward`."""
+        masked = self.masked(weights)
+        saved: list[Tensor] = [masked, x]
+        for i, (weight, bias) in enumerate(self._cut(masked)):
+            if i:
+                saved.append(x)
+                x = F.silu(x)
+                saved.append(x)
+            x = torch.addmm(bias, weight, x)
+        return x, saved
+
+    def pullback(
+        self, saved: Sequence[Tensor], gradient: Tensor, *, to_input: bool = True, to_weights: bool = True
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients of input and weights.
+
+        Args:
+            saved: What :meth:`evaluate` kept.
+            gradient: Gradient of the output, ``(out_dim, N)``.
+            to_input: Whether that of the input is wanted.
+            to_weights: Whether that of the weights is.
+        """
+        masked, *values = saved
+        parts, shapes = masked.split(self._sizes), self._shapes
+        found: list[Tensor] = []
+        for i in range(len(parts) - 2, -1, -2):  # two parts a layer, two values a layer
+            if to_weights:
+                found += (gradient.sum(1), torch.mm(gradient, values[i].t()).view(-1))
+            if i:
+                gradient = _silu_backward(torch.mm(parts[i].view(shapes[i]).t(), gradient), values[i - 1])
+        of_input = torch.mm(parts[0].view(shapes[0]).t(), gradient) if to_input else None
+        if not to_weights:
+            return of_input, None
+        of_weights = torch.cat(found[::-1])
+        return of_input, of_weights if self.mask is None else of_weights.mul_(self.mask)

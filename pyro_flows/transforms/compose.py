@@ -1,0 +1,124 @@
+"""Composition of transforms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from torch import Tensor, nn
+
+from ..solvers.mode import takes_closed_forms
+from .column_transform import ColumnTransform, Step, run_stack
+from .core import CheapDirection, FlowTransform, Inverse
+
+
+class Compose(FlowTransform):
+    r"""Composition :math:`f = f_n \circ \dots \circ f_1`, a module that owns the parameters of its parts.
+
+    :math:`\log|\det \partial y/\partial x| = \sum_i \log|\det \partial f_i|`. The context goes to every part that takes one.
+
+    Args:
+        parts: Transforms of one event shape, the first applied first. Their non-zero ``context_dim`` must agree.
+
+    Raises:
+        ValueError: If there are no parts, one is not a :class:`FlowTransform`, or their dimensions differ.
+
+    Example:
+        >>> from pyro_flows.transforms import AffineTril, Permutation
+        >>> flow = Compose([AffineTril(2), Permutation(torch.tensor([1, 0]))])
+        >>> flow(torch.tensor([1.0, 2.0])).detach()
+        tensor([2., 1.])
+    """
+
+    def __init__(self, parts: Iterable[FlowTransform]) -> None:
+        parts = list(parts)
+        if not parts:
+            raise ValueError("parts must hold at least one transform, got none")
+        for i, part in enumerate(parts):
+            if not isinstance(part, FlowTransform):
+                raise ValueError(f"parts[{i}] must be a FlowTransform, got {type(part).__name__}")
+            if part.event_shape != parts[0].event_shape:
+                raise ValueError(
+                    f"parts[{i}] has event shape {tuple(part.event_shape)}, parts[0] has {tuple(parts[0].event_shape)}; "
+                    f"all parts need the same"
+                )
+        context_dims = {part.context_dim for part in parts if part.context_dim}
+        if len(context_dims) > 1:
+            raise ValueError(f"parts have different context_dim {sorted(context_dims)}; those that take a context must agree")
+        super().__init__(parts[0].input_dim, max(context_dims, default=0))
+        self.event_shape = parts[0].event_shape
+        self.domain = parts[0].domain
+        self.codomain = parts[-1].codomain
+        self.parts = nn.ModuleList(parts)
+        kinds = [part.log_det_kind for part in parts]
+        self.log_det_kind = "estimate" if "estimate" in kinds else "bound" if "bound" in kinds else "exact"
+        self.inverse_kind = "solved" if any(part.inverse_kind == "solved" for part in parts) else "closed"
+        cheap = {part.cheap_direction for part in parts} - {"both"}
+        self.cheap_direction = cheap.pop() if len(cheap) == 1 else "both"
+
+    def __iter__(self) -> Iterator[FlowTransform]:
+        return iter(self.parts)  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._run(x, context, False, None)[:2]
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._run(y, context, True, None)[:2]
+
+    def forward_with_score(self, x: Tensor, score: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        x, context = self._check(x, context, "forward_with_score")
+        return self._run(x, context, False, score.detach().expand(x.shape))  # type: ignore[return-value]
+
+    def _run(
+        self, x: Tensor, context: Tensor | None, inverse: bool, score: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Take the parts in turn, those of columns that follow each other as one; points and context are checked already."""
+        total: Tensor | None = None
+        stack: list[Step] = []
+
+        def add(log_det: Tensor) -> None:
+            nonlocal total
+            total = log_det if total is None else total + log_det
+
+        def flush() -> None:
+            nonlocal x, score
+            if stack:
+                x, log_det, score = run_stack(tuple(stack), x, context, score)
+                stack.clear()
+                add(log_det)
+
+        closed = takes_closed_forms()
+        for part, backwards in _flattened(self, inverse):
+            if closed and isinstance(part, ColumnTransform) and part.can_record(backwards):
+                stack.append(Step(part, backwards))
+                continue
+            flush()
+            given = context if part.context_dim else None
+            if score is None:
+                direction = type(part).inverse_and_log_det if backwards else type(part).forward_and_log_det
+                x, log_det = getattr(direction, "__wrapped__", direction)(part, x, given)
+            else:
+                x, log_det, score = (part.inv if backwards else part).forward_with_score(x, score, given)
+            add(log_det)
+        flush()
+        return x, total, score  # type: ignore[return-value]
+
+    @property
+    def sign(self) -> int | Tensor:
+        sign: int | Tensor = 1
+        for part in self.parts:
+            sign = sign * part.sign  # type: ignore[assignment, operator]
+        return sign
+
+
+def _flattened(transform: FlowTransform, inverse: bool) -> Iterator[tuple[FlowTransform, bool]]:
+    """The transforms that a composition is made of, in turn, each with its direction."""
+    if type(transform) is Inverse:
+        yield from _flattened(transform.transform, not inverse)
+    elif type(transform) is Compose:
+        for part in reversed(transform.parts) if inverse else transform.parts:  # type: ignore[call-overload]
+            yield from _flattened(part, inverse)
+    else:
+        yield transform, inverse

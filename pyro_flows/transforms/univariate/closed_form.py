@@ -1,0 +1,125 @@
+"""Univariate maps whose gradient is in closed form, as one node of an autograd graph."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .base import UnivariateMap
+
+
+class Evaluation(NamedTuple):
+    """A map at some points, and what its gradient needs of the way there.
+
+    Args:
+        value: Values, of the shape of the points.
+        log_slope: Their log-slopes, which may broadcast to it.
+        saved: Tensors to be kept.
+        scratch: One more that the gradient may write into; made anew where it is None.
+
+    Example:
+        >>> Evaluation(torch.ones(1), torch.zeros(1), ()).scratch is None
+        True
+    """
+
+    value: Tensor
+    log_slope: Tensor
+    saved: tuple[Tensor, ...]
+    scratch: Tensor | None = None
+
+
+class ClosedFormMap(UnivariateMap):
+    """A univariate map that is evaluated, in either direction, without autograd, and says how gradients return.
+
+    A subclass writes :meth:`evaluate`, :meth:`pullback` and :meth:`arithmetic`, the same as operations that autograd and compilers
+    follow. Its raw parameters ``(param_count, *)`` are one tensor. Couplings and autoregressive layers are then single nodes of an
+    autograd graph, which keep little.
+
+    Example:
+        >>> from pyro_flows.transforms.univariate import Affine
+        >>> isinstance(Affine(), ClosedFormMap)
+        True
+    """
+
+    #: Whether parameters may broadcast against the points, with gradients that are summed.
+    broadcasts = False
+
+    def evaluate(self, at: Tensor, raw: Tensor, inverse: bool) -> Evaluation:
+        """Value and log-slope of the map, or of its inverse, at points ``(*)``."""
+        raise TypeError(f"{type(self).__name__} does not define evaluate(at, raw, inverse)")
+
+    def pullback(
+        self,
+        at: Tensor,
+        raw: Tensor,
+        inverse: bool,
+        done: Evaluation,
+        g_value: Tensor,
+        g_log_slope: Tensor,
+        *,
+        to_raw: bool = True,
+        last: bool = True,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Gradients of points and raw parameters.
+
+        Args:
+            at: Points, as for :meth:`evaluate`.
+            raw: Raw parameters, as there.
+            inverse: As there.
+            done: What that gave.
+            g_value: Gradient of the values, ``(*)``.
+            g_log_slope: Gradient of the log-slopes, broadcastable to ``(*)``.
+            to_raw: Whether the gradient of the parameters is wanted.
+            last: Whether ``done.scratch`` may be written into.
+        """
+        raise TypeError(f"{type(self).__name__} does not define pullback(…)")
+
+    def arithmetic(self, at: Tensor, raw: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
+        """Value and log-slope as operations that autograd and compilers follow."""
+        raise TypeError(f"{type(self).__name__} does not define arithmetic(at, raw, inverse)")
+
+
+class ClosedFormFunction(torch.autograd.Function):
+    """Value and log-slope of a :class:`ClosedFormMap`; derivatives of higher order are those of autograd.
+
+    Example:
+        >>> from pyro_flows.transforms.univariate import Affine
+        >>> ClosedFormFunction.apply(torch.tensor([3.0]), torch.tensor([[2.0], [0.0]]), True, Affine())[0]
+        tensor([1.])
+    """
+
+    @staticmethod
+    def forward(ctx: Any, at: Tensor, raw: Tensor, inverse: bool, univariate: ClosedFormMap) -> tuple[Tensor, Tensor]:
+        done = univariate.evaluate(at, raw, inverse)
+        ctx.save_for_backward(at, raw, done.value, done.log_slope, *done.saved)
+        ctx.scratch, ctx.inverse, ctx.univariate = done.scratch, inverse, univariate
+        return done.value, done.log_slope
+
+    @staticmethod
+    def backward(ctx: Any, g_value: Tensor, g_log_slope: Tensor) -> tuple[Tensor | None, ...]:
+        at, raw, value, log_slope, *saved = ctx.saved_tensors
+        needed = ctx.needs_input_grad[:2]
+        if torch.is_grad_enabled():  # somebody asks for derivatives of these
+            results = ctx.univariate.arithmetic(at, raw, ctx.inverse)
+            return *differentiable(results, (at, raw), needed, (g_value, g_log_slope)), None, None
+        done = Evaluation(value, log_slope, tuple(saved), ctx.scratch)
+        ctx.scratch = None
+        return *ctx.univariate.pullback(at, raw, ctx.inverse, done, g_value, g_log_slope, to_raw=needed[1]), None, None
+
+
+def differentiable(
+    results: tuple[Tensor, ...], inputs: tuple[Tensor | None, ...], needed: tuple[bool, ...], gradients: tuple[Tensor, ...]
+) -> list[Tensor | None]:
+    """Gradients of the inputs that need one, which can be differentiated again.
+
+    Example:
+        >>> x = torch.ones(1, requires_grad=True)
+        >>> differentiable((x * x,), (x, None), (True, False), (torch.ones(1),))[0].requires_grad
+        True
+    """
+    wanted = [tensor for tensor, one in zip(inputs, needed, strict=True) if one]
+    kept = [(r, g) for r, g in zip(results, gradients, strict=True) if r.requires_grad]
+    found = iter(torch.autograd.grad([r for r, _ in kept], wanted, [g for _, g in kept], create_graph=True, allow_unused=True))  # type: ignore[arg-type]
+    return [next(found) if one else None for one in needed]
