@@ -38,6 +38,10 @@ from .plate_groups import (
 from .site_delta import SiteDelta
 
 
+#: Draws times latents that are made at once; more do not fit a cache on the way.
+_LATENTS_AT_ONCE = 100_000
+
+
 class AutoPlateFlow(AutomaticGuide):
     r"""Automatic guide for models with plates: :math:`q(g)\prod_i q(z_i \mid g, c_i)`.
 
@@ -494,8 +498,17 @@ class AutoPlateFlow(AutomaticGuide):
 
         Returns:
             Unconstrained values ``(S, unconstrained shape)`` by site, and the log-density in these coordinates, ``(S)``, in which
-            each element counts once, and masked ones do not.
+            each element counts once, and masked ones do not. Many draws of many latents are made in parts, for their memory.
         """
+        count = sum(self._unconstrained_shape(layout, call).numel() for block in self._parts for layout in block.layouts)
+        most = max(1, _LATENTS_AT_ONCE // max(count, 1))
+        parts = [self._draw_together(min(most, num_samples - start), call) for start in range(0, num_samples, most)]
+        if len(parts) == 1:
+            return parts[0]
+        values, log_qs = zip(*parts, strict=True)
+        return {name: torch.cat([value[name] for value in values]) for name in values[0]}, torch.cat(log_qs)
+
+    def _draw_together(self, num_samples: int, call: PlateReader) -> tuple[dict[str, Tensor], Tensor]:
         result: dict[str, Tensor] = {}
         seen: list[Tensor] = []
         total = self.like.new_zeros(()).expand(num_samples)

@@ -49,16 +49,10 @@ class PlateJoint:
             return self.rsample_and_log_prob(sample_shape)[0]
 
     def rsample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
-        """Draws ``(*sample_shape, D)`` and their log-density ``(*sample_shape)``, a few thousand elements' draws at a time."""
+        """Draws ``(*sample_shape, D)`` and their log-density ``(*sample_shape)``."""
         count = torch.Size(sample_shape).numel()
-        chunk = max(1, 2_000_000 // max(self.latent_dim, 1))
-        parts = []
-        call = self._look()
-        for start in range(0, count, chunk):
-            size = min(chunk, count - start)
-            values, log_q = self.guide.draw(size, call)
-            parts.append((torch.cat([value.reshape(size, -1) for value in values.values()], -1), log_q))
-        draws, log_q = (torch.cat(part) for part in zip(*parts, strict=True))
+        values, log_q = self.guide.draw(count, self._look())
+        draws = torch.cat([value.reshape(count, -1) for value in values.values()], -1)
         return draws.reshape(*sample_shape, -1), log_q.reshape(torch.Size(sample_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
