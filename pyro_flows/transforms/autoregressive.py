@@ -16,8 +16,6 @@ from .columns import from_columns, to_columns, total
 from .elementwise import check_univariate
 from .layer import InversePass, Layer, Pass
 from .univariate.base import UnivariateMap
-from .univariate.closed_form import ClosedFormMap
-from .univariate.closed_form import ClosedFormMap
 
 _MapOfX = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -83,7 +81,7 @@ class Autoregressive(ColumnTransform):
         return (self.conditioner.weights,)
 
     def can_record(self, inverse: bool) -> bool:
-        return isinstance(self.univariate, ClosedFormMap) and (is_eager() or not inverse)
+        return self.univariate.closed_form and (is_eager() or not inverse)
 
     def arithmetic(
         self, columns: Tensor, context: Tensor | None, parameters: Sequence[Tensor], inverse: bool
@@ -103,7 +101,7 @@ class Autoregressive(ColumnTransform):
         return x, there.done.log_slope.sum(0).neg_().masked_fill_(lost, torch.nan), InversePass(there)
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if not is_eager() or isinstance(self.univariate, ClosedFormMap):
+        if not is_eager() or self.univariate.closed_form:
             return self._run(y, context, True)
         batch, columns = y.shape[:-1], to_columns(y)
         given, weights = context_columns(context, batch), self.conditioner.weights
@@ -136,8 +134,8 @@ class Autoregressive(ColumnTransform):
             seen = x.nan_to_num(0.0).clamp(-limit, limit)
             previous = x
             raw = self._layer.raw(network(seen))
-            if stop_early and isinstance(self.univariate, ClosedFormMap):
-                x, log_slopes = self.univariate.evaluate(y, raw, True)[:2]
+            if stop_early and self.univariate.closed_form:
+                x, log_slopes = self.univariate.evaluate(y, raw, True)[:2]  # type: ignore[operator]
             else:
                 x, log_slopes = self.univariate.arithmetic(y, raw, True)
             if stop_early and bool(((x - previous).abs() <= tolerance * (1 + x.abs())).all()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol, Self
 
 import torch
@@ -207,13 +208,9 @@ class StackFunction(torch.autograd.Function):
         learned = [len(step.part.learned) for step in steps]
         parameters = rest[: sum(learned)]
         if torch.is_grad_enabled():  # somebody asks for derivatives of these
-            at, total, index = columns, columns.new_zeros(columns.shape[1]), 0
-            for (part, inverse), count in zip(steps, learned, strict=True):
-                given = context if part.context_dim else None
-                at, log_det = part.arithmetic(at, given, parameters[index : index + count], inverse)
-                total, index = total + log_det, index + count
+            arithmetic = partial(_arithmetic, steps)
             wanted = (*needed[:2], *needed[4:])
-            found = differentiable((at, total), (columns, context, *parameters), wanted, (g_columns, g_log_det))
+            found = differentiable(arithmetic, (columns, context, *parameters), wanted, (g_columns, g_log_det))
             return *found[:2], None, None, *found[2:]
         end, to_parameters = len(rest), any(needed[4:])
         g_context: Tensor | None = None
@@ -228,3 +225,13 @@ class StackFunction(torch.autograd.Function):
             if of_context is not None:
                 g_context = of_context if g_context is None else g_context + of_context
         return g_columns if needed[0] else None, g_context, None, None, *g_parameters
+
+
+def _arithmetic(steps: Sequence[Step], columns: Tensor, context: Tensor | None, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns of results and log-determinants of a stack, as operations that autograd follows."""
+    total, rest = columns.new_zeros(columns.shape[1]), list(parameters)
+    for part, inverse in steps:
+        own = [rest.pop(0) for _ in part.learned]
+        columns, log_det = part.arithmetic(columns, context if part.context_dim else None, own, inverse)
+        total = total + log_det
+    return columns, total

@@ -14,7 +14,6 @@ from .columns import permute_rows
 from .elementwise import check_univariate
 from .layer import Layer, Pass
 from .univariate.base import UnivariateMap
-from .univariate.closed_form import ClosedFormMap
 
 
 class Coupling(ColumnTransform):
@@ -93,7 +92,7 @@ class Coupling(ColumnTransform):
         return (self.constant if self.network is None else self.network.weights,)  # type: ignore[return-value]
 
     def can_record(self, inverse: bool) -> bool:
-        return self.num_passed > 0 and isinstance(self.univariate, ClosedFormMap)
+        return self.num_passed > 0 and self.univariate.closed_form
 
     def arithmetic(
         self, columns: Tensor, context: Tensor | None, parameters: Sequence[Tensor], inverse: bool

@@ -59,16 +59,12 @@ class Affine(ClosedFormMap):
 
     def _mapped(self, at: Tensor, raw: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         fits = raw.dim() == at.dim() + 1 and all(a in (1, b) for a, b in zip(raw.shape[1:], at.shape, strict=True))
-        if fits and takes_closed_forms():
+        if fits and self.closed_form and takes_closed_forms():
             return ClosedFormFunction.apply(at, raw, inverse, self)  # type: ignore[no-any-return, no-untyped-call]
-        return self.arithmetic(at, raw, inverse)
+        return affine_map(at, raw, inverse, self.log_scale_bound)
 
     def arithmetic(self, at: Tensor, raw: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        shift, free = raw.unbind(0)
-        log_scale = free * torch.rsqrt(1 + (free * (1 / self.log_scale_bound)).square())  # as smooth as tanh, at a quarter of its price
-        if inverse:
-            return (at - shift) * (-log_scale).exp(), -log_scale
-        return torch.addcmul(shift, at, log_scale.exp()), log_scale
+        return affine_map(at, raw, inverse, self.log_scale_bound)
 
     def evaluate(self, at: Tensor, raw: Tensor, inverse: bool) -> Evaluation:
         shift, free = raw.unbind(0)
@@ -110,3 +106,17 @@ class Affine(ClosedFormMap):
         torch.sub(by_scale, g_log_slope, out=g_free) if inverse else torch.add(by_scale, g_log_slope, out=g_free)
         g_free.mul_(shrink).mul_(shrink).mul_(shrink)
         return g_at, g_raw
+
+
+def affine_map(at: Tensor, raw: Tensor, inverse: bool, bound: float) -> tuple[Tensor, Tensor]:
+    """Value and log-slope as operations that autograd and compilers follow.
+
+    Example:
+        >>> affine_map(torch.tensor([3.0]), torch.tensor([[2.0], [0.0]]), True, 3.0)[0]
+        tensor([1.])
+    """
+    shift, free = raw.unbind(0)
+    log_scale = free * torch.rsqrt(1 + (free * (1 / bound)).square())  # as smooth as tanh, at a quarter of its price
+    if inverse:
+        return (at - shift) * (-log_scale).exp(), -log_scale
+    return torch.addcmul(shift, at, log_scale.exp()), log_scale

@@ -26,6 +26,8 @@ class UnivariateMap(nn.Module):
 
     param_shapes: tuple[tuple[int, ...], ...] = ()
     affine: bool = False
+    #: Whether gradients have a closed form, as those of a :class:`~pyro_flows.transforms.univariate.closed_form.ClosedFormMap`.
+    closed_form: bool = False
 
     @property
     def param_count(self) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -43,8 +45,16 @@ class ClosedFormMap(UnivariateMap):
         True
     """
 
+    closed_form = True
     #: Whether parameters may broadcast against the points, with gradients that are summed.
     broadcasts = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = cls.__dict__.keys()
+        if {"forward_and_log_det", "inverse_and_log_det"} & own and not {"evaluate", "pullback", "arithmetic"} <= own:
+            # Another map, whose closed form is not that of the class it comes from.
+            cls.closed_form, cls.arithmetic = False, UnivariateMap.arithmetic  # type: ignore[method-assign]
 
     def evaluate(self, at: Tensor, raw: Tensor, inverse: bool) -> Evaluation:
         """Value and log-slope of the map, or of its inverse, at points ``(*)``."""
@@ -102,24 +112,35 @@ class ClosedFormFunction(torch.autograd.Function):
         at, raw, value, log_slope, *saved = ctx.saved_tensors
         needed = ctx.needs_input_grad[:2]
         if torch.is_grad_enabled():  # somebody asks for derivatives of these
-            results = ctx.univariate.arithmetic(at, raw, ctx.inverse)
-            return *differentiable(results, (at, raw), needed, (g_value, g_log_slope)), None, None
+            arithmetic = partial(ctx.univariate.arithmetic, inverse=ctx.inverse)
+            return *differentiable(arithmetic, (at, raw), needed, (g_value, g_log_slope)), None, None
         done = Evaluation(value, log_slope, tuple(saved), ctx.scratch)
         ctx.scratch = None
         return *ctx.univariate.pullback(at, raw, ctx.inverse, done, g_value, g_log_slope, to_raw=needed[1]), None, None
 
 
 def differentiable(
-    results: tuple[Tensor, ...], inputs: tuple[Tensor | None, ...], needed: tuple[bool, ...], gradients: tuple[Tensor, ...]
+    function: Callable[..., tuple[Tensor, ...]],
+    inputs: Sequence[Tensor | None],
+    needed: Sequence[bool],
+    gradients: Sequence[Tensor],
 ) -> list[Tensor | None]:
     """Gradients of the inputs that need one, which can be differentiated again.
 
+    Args:
+        function: From the inputs to the results.
+        inputs: The inputs; None for one that is missing.
+        needed: Which gradients are wanted.
+        gradients: Those of the results.
+
     Example:
         >>> x = torch.ones(1, requires_grad=True)
-        >>> differentiable((x * x,), (x, None), (True, False), (torch.ones(1),))[0].requires_grad
-        True
+        >>> differentiable(lambda x, y: (x * y,), (x, 2 * x), (True, False), (torch.ones(1),))[0]
+        tensor([2.], grad_fn=<MulBackward0>)
     """
-    wanted = [tensor for tensor, one in zip(inputs, needed, strict=True) if one]
-    kept = [(r, g) for r, g in zip(results, gradients, strict=True) if r.requires_grad]
+    # Views of them: an input may have been computed from another, and a gradient would go on through that.
+    views = [None if tensor is None else tensor.view_as(tensor) for tensor in inputs]
+    kept = [(r, g) for r, g in zip(function(*views), gradients, strict=True) if r.requires_grad]
+    wanted = [view for view, one in zip(views, needed, strict=True) if one]
     found = iter(torch.autograd.grad([r for r, _ in kept], wanted, [g for _, g in kept], create_graph=True, allow_unused=True))  # type: ignore[arg-type]
     return [next(found) if one else None for one in needed]

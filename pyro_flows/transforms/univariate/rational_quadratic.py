@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from pyro_flows.solvers.mode import takes_closed_forms
 
 from .base import Params
 from .closed_form import ClosedFormFunction, ClosedFormMap, Evaluation
-from .rational_quadratic_bins import forward_in_bin, inverse_in_bin, pick_bin
-from .rational_quadratic_gradient import Options, evaluate, pullback
+from .rational_quadratic_bins import Options, spline
+from .rational_quadratic_gradient import evaluate, pullback
 
 
 class RationalQuadraticSpline(ClosedFormMap):
@@ -78,17 +77,12 @@ class RationalQuadraticSpline(ClosedFormMap):
         return self._mapped(y, params[0], True)
 
     def _mapped(self, at: Tensor, raw: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        if takes_closed_forms() and raw.shape[1:] == at.shape:
+        if self.closed_form and takes_closed_forms() and raw.shape[1:] == at.shape:
             return ClosedFormFunction.apply(at, raw, inverse, self)  # type: ignore[no-any-return, no-untyped-call]
-        return self.arithmetic(at, raw, inverse)
+        return spline(at, raw, inverse, self.options)
 
     def arithmetic(self, at: Tensor, raw: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        # The clamp comes first: the branch that `where` discards then has finite gradients.
-        inside = at.clamp(-self.bound, self.bound)
-        bin_ = pick_bin(inside, raw, inverse, *self.options)
-        value, log_slope = (inverse_in_bin if inverse else forward_in_bin)(inside, bin_)[:2]
-        outside = inside != at
-        return torch.where(outside, at, value), torch.where(outside, torch.zeros_like(log_slope), log_slope)
+        return spline(at, raw, inverse, self.options)
 
     def evaluate(self, at: Tensor, raw: Tensor, inverse: bool) -> Evaluation:
         return evaluate(at, raw, inverse, self.options)

@@ -12,6 +12,26 @@ from torch.nn import functional as F
 LOG_2 = math.log(2.0)
 
 
+class Options(NamedTuple):
+    """Of a spline.
+
+    Args:
+        num_bins: Number of bins K.
+        bound: Half-width of the interval.
+        min_bin: Smallest bin, as a share of the interval.
+        min_slope: Smallest inner slope.
+
+    Example:
+        >>> Options(8, 5.0, 1e-3, 1e-3).num_bins
+        8
+    """
+
+    num_bins: int
+    bound: float
+    min_bin: float
+    min_slope: float
+
+
 class Bin(NamedTuple):
     """Left ends and sizes of a bin in x and in y, and the slopes at its two ends, each of the shape of the points.
 
@@ -26,6 +46,21 @@ class Bin(NamedTuple):
     h: Tensor
     d0: Tensor
     d1: Tensor
+
+
+def spline(at: Tensor, raw: Tensor, inverse: bool, options: Options) -> tuple[Tensor, Tensor]:
+    """Value and log-slope at any points ``(*)``.
+
+    Example:
+        >>> spline(torch.tensor([3.0]), torch.zeros(5, 1), False, Options(2, 1.0, 1e-3, 1e-3))
+        (tensor([3.]), tensor([0.]))
+    """
+    # The clamp comes first: the branch that `where` discards then has finite gradients.
+    inside = at.clamp(-options.bound, options.bound)
+    bin_ = pick_bin(inside, raw, inverse, *options)
+    value, log_slope = (inverse_in_bin if inverse else forward_in_bin)(inside, bin_)[:2]
+    outside = inside != at
+    return torch.where(outside, at, value), torch.where(outside, torch.zeros_like(log_slope), log_slope)
 
 
 def pick_bin(at: Tensor, raw: Tensor, inverse: bool, num_bins: int, bound: float, min_bin: float, min_slope: float) -> Bin:

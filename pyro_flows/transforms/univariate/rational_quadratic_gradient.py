@@ -2,34 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .closed_form import Evaluation
-from .rational_quadratic_bins import LOG_2, Bin, forward_in_bin, inverse_in_bin
-
-
-class Options(NamedTuple):
-    """Of a spline.
-
-    Args:
-        num_bins: Number of bins K.
-        bound: Half-width of the interval.
-        min_bin: Smallest bin, as a share of the interval.
-        min_slope: Smallest inner slope.
-
-    Example:
-        >>> Options(8, 5.0, 1e-3, 1e-3).num_bins
-        8
-    """
-
-    num_bins: int
-    bound: float
-    min_bin: float
-    min_slope: float
+from .rational_quadratic_bins import LOG_2, Bin, Options, forward_in_bin, inverse_in_bin
 
 
 def evaluate(at: Tensor, raw: Tensor, inverse: bool, options: Options) -> Evaluation:
