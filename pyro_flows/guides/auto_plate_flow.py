@@ -37,7 +37,6 @@ from .plate_groups import (
 )
 from .site_delta import SiteDelta
 
-
 #: Draws times latents that are made at once; more do not fit a cache on the way.
 _LATENTS_AT_ONCE = 100_000
 

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from .mlp import check_hidden_dims
 
-
-_silu_backward = torch.ops.aten.silu_backward.default
+_silu = torch.ops.aten.silu.out
+_silu_backward = torch.ops.aten.silu_backward.grad_input
 
 
 class ColumnMLP(nn.Module):
@@ -54,12 +54,14 @@ class ColumnMLP(nn.Module):
         for parameter in linear[-1].parameters():
             nn.init.zeros_(parameter)
         self.widths = widths
-        self._shapes = [shape for layer in linear for shape in (tuple(layer.weight.shape), (layer.out_features, 1))]
+        self._shapes = [(out, inner + 1) for inner, out in zip(widths, widths[1:], strict=False)]
         self._sizes = [a * b for a, b in self._shapes]
         self.weights = nn.Parameter(self.pack([(layer.weight, layer.bias) for layer in linear]).detach())
         mask = None
         if masks is not None:
-            mask = self.pack([(each.to(self.weights.dtype), torch.ones_like(each[:, 0], dtype=self.weights.dtype)) for each in masks])
+            mask = self.pack(
+                [(each.to(self.weights.dtype), torch.ones_like(each[:, 0], dtype=self.weights.dtype)) for each in masks]
+            )
         self.register_buffer("mask", mask)
 
     def extra_repr(self) -> str:
@@ -67,13 +69,13 @@ class ColumnMLP(nn.Module):
 
     @staticmethod
     def pack(layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """One vector of the weights ``(out, in)`` and biases ``(out,)`` or ``(out, 1)`` of all layers.
+        """One vector of the weights ``(out, in)`` and biases ``(out,)`` or ``(out, 1)`` of all layers, biases as last columns.
 
         Example:
-            >>> ColumnMLP.pack([(torch.ones(1, 2), torch.zeros(1))])
-            tensor([1., 1., 0.])
+            >>> ColumnMLP.pack([(torch.ones(2, 2), torch.zeros(2))])
+            tensor([1., 1., 0., 1., 1., 0.])
         """
-        return torch.cat([tensor.reshape(-1) for layer in layers for tensor in layer])
+        return torch.cat([torch.cat([weight, bias.reshape(-1, 1)], 1).reshape(-1) for weight, bias in layers])
 
     def masked(self, weights: Tensor) -> Tensor:
         """Weights, zero where they are masked."""
@@ -81,11 +83,12 @@ class ColumnMLP(nn.Module):
 
     def layers(self, weights: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
         """Weight ``(out, in)`` and bias ``(out, 1)`` of each layer, masked, of the parameter or of another such vector."""
-        return self._cut(self.masked(self.weights if weights is None else weights))
+        matrices = self._cut(self.masked(self.weights if weights is None else weights))
+        return [(matrix[:, :-1], matrix[:, -1:]) for matrix in matrices]
 
-    def _cut(self, masked: Tensor) -> list[tuple[Tensor, Tensor]]:
-        views = [part.view(shape) for part, shape in zip(masked.split(self._sizes), self._shapes, strict=True)]
-        return list(zip(views[::2], views[1::2], strict=True))
+    def _cut(self, masked: Tensor) -> list[Tensor]:
+        """A matrix ``(out, in + 1)`` for each layer, whose last column is the bias."""
+        return [part.view(shape) for part, shape in zip(torch.split_with_sizes(masked, self._sizes), self._shapes, strict=True)]
 
     def forward(self, x: Tensor, weights: Tensor | None = None) -> Tensor:
         """Map ``(in_dim, N)`` to ``(out_dim, N)``, with the parameter or with another such vector in its place."""
@@ -117,14 +120,17 @@ class ColumnMLP(nn.Module):
 
     def evaluate(self, x: Tensor, weights: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Output, and what :meth:`pullback` needs of the way there; ``weights`` as for :meth:`forward`."""
-        masked = self.masked(weights)
-        saved: list[Tensor] = [masked, x]
-        for i, (weight, bias) in enumerate(self._cut(masked)):
+        matrices = self._cut(self.masked(weights))
+        # A row of ones under the values of a layer takes the biases into the product of matrices, on the way back as well.
+        values = torch.cat([x, x.new_ones(1, x.shape[1])])
+        saved = [*matrices, values]
+        for i, matrix in enumerate(matrices):
             if i:
-                saved.append(x)
-                x = F.silu(x)
-                saved.append(x)
-            x = torch.addmm(bias, weight, x)
+                values = x.new_empty(x.shape[0] + 1, x.shape[1])
+                _silu(x, out=values[:-1])
+                values[-1:].fill_(1.0)
+                saved += (x, values)
+            x = torch.mm(matrix, values)
         return x, saved
 
     def pullback(
@@ -138,16 +144,23 @@ class ColumnMLP(nn.Module):
             to_input: Whether that of the input is wanted.
             to_weights: Whether that of the weights is.
         """
-        masked, *values = saved
-        parts, shapes = masked.split(self._sizes), self._shapes
-        found: list[Tensor] = []
-        for i in range(len(parts) - 2, -1, -2):  # two parts a layer, two values a layer
+        depth = len(self._sizes)
+        matrices, rest, found = saved[:depth], saved[depth:], []
+        for i in range(depth - 1, -1, -1):
             if to_weights:
-                found += (gradient.sum(1), torch.mm(gradient, values[i].t()).view(-1))
+                found.append(_outer(gradient, rest[2 * i]))
             if i:
-                gradient = _silu_backward(torch.mm(parts[i].view(shapes[i]).t(), gradient), values[i - 1])
-        of_input = torch.mm(parts[0].view(shapes[0]).t(), gradient) if to_input else None
+                gradient = torch.mm(matrices[i][:, :-1].t(), gradient)
+                _silu_backward(gradient, rest[2 * i - 1], grad_input=gradient)
+        of_input = torch.mm(matrices[0][:, :-1].t(), gradient) if to_input else None
         if not to_weights:
             return of_input, None
         of_weights = torch.cat(found[::-1])
         return of_input, of_weights if self.mask is None else of_weights.mul_(self.mask)
+
+
+def _outer(a: Tensor, b: Tensor) -> Tensor:
+    """Entries of the product of ``a`` ``(m, N)`` and the transpose of ``b`` ``(n, N)``, row by row."""
+    if a.shape[0] >= b.shape[0]:
+        return torch.mm(a, b.t()).view(-1)
+    return torch.mm(b, a.t()).t().reshape(-1)  # products of few rows by many are slower than the other way round

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..solvers.mode import takes_closed_forms
 from .column_transform import ColumnTransform, Step, run_stack
-from .core import CheapDirection, FlowTransform, Inverse
+from .core import FlowTransform, Inverse
 
 
 class Compose(FlowTransform):
@@ -71,9 +71,7 @@ class Compose(FlowTransform):
         x, context = self._check(x, context, "forward_with_score")
         return self._run(x, context, False, score.detach().expand(x.shape))  # type: ignore[return-value]
 
-    def _run(
-        self, x: Tensor, context: Tensor | None, inverse: bool, score: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _run(self, x: Tensor, context: Tensor | None, inverse: bool, score: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Take the parts in turn, those of columns that follow each other as one; points and context are checked already."""
         total: Tensor | None = None
         stack: list[Step] = []

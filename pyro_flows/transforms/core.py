@@ -254,22 +254,22 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
     def _state_key(self) -> tuple[Any, ...] | None:
         """Identity, version and mode of everything that a pass depends on beside its input; None where versions are unknown."""
         key: list[Any] = [torch.is_grad_enabled(), _last_optimizer_step[0]]
+        add = key.append
         stack: list[nn.Module] = [self]
         try:
-            while stack:
-                module = stack.pop()
+            for module in stack:
                 state = module.__dict__
-                if "_pyro_samples" in state and state["_pyro_samples"]:
+                if state.get("_pyro_samples"):
                     raise ValueError(
                         f"{type(module).__name__} in {type(self).__name__} has random weights (PyroSample), which a density would "
                         f"draw anew, outside of the model; put priors on a flow's weights by "
                         f"pyro_flows.distributions.random_module"
                     )
-                key.append(state["training"])
+                add(state["training"])
                 for tensors in (state["_parameters"], state["_buffers"]):
                     for tensor in tensors.values():
                         if tensor is not None:
-                            key += (id(tensor), tensor.data_ptr(), tensor._version, tensor.requires_grad)
+                            add((id(tensor), tensor.data_ptr(), tensor._version, tensor.requires_grad))
                 stack += [child for child in state["_modules"].values() if child is not None]
         except RuntimeError:  # inference tensors do not track versions
             return None

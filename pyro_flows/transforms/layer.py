@@ -52,7 +52,7 @@ class Layer(NamedTuple):
         seen = columns[self.seen]
         if context is None:
             return seen
-        return torch.cat([seen, context.expand(-1, columns.shape[1])]) if len(seen) else context
+        return torch.cat([seen, context.expand(-1, columns.shape[1])]) if seen.shape[0] else context
 
     def raw(self, output: Tensor) -> Tensor:
         """Parameters ``(param_count, M, N)`` in what the network gives."""
@@ -137,7 +137,7 @@ class Pass(NamedTuple):
         if self.context_shape is None:
             return g_given, None
         size, count = self.context_shape
-        g_seen, g_context = g_given.split([len(g_given) - size, size])
+        g_seen, g_context = g_given.split([g_given.shape[0] - size, size])
         return g_seen, g_context.sum(1, keepdim=True) if count != g_given.shape[1] else g_context
 
     def back(
@@ -190,9 +190,10 @@ class Pass(NamedTuple):
         of_seen, of_mapped = score[layer.seen], score[layer.mapped]
         if not univariate.affine:
             zeros = torch.zeros_like(ones)
-            of_mapped = of_mapped - univariate.pullback(
-                self.at, self.raw, self.inverse, self.done, zeros, ones, to_raw=False, last=False
-            )[0]
+            of_mapped = (
+                of_mapped
+                - univariate.pullback(self.at, self.raw, self.inverse, self.done, zeros, ones, to_raw=False, last=False)[0]
+            )
         of_mapped = of_mapped * (-self.done.log_slope).exp()
         return layer.joined(of_seen - self.pulled(of_mapped, ones), of_mapped)
 

@@ -68,7 +68,7 @@ class Affine(ClosedFormMap):
 
     def evaluate(self, at: Tensor, raw: Tensor, inverse: bool) -> Evaluation:
         shift, free = raw.unbind(0)
-        shrink = (free * (1 / self.log_scale_bound)).square_().add_(1).rsqrt_()
+        shrink = torch.addcmul(raw.new_ones(()), free, free, value=self.log_scale_bound**-2).rsqrt_()
         log_slope = free * shrink
         if inverse:
             log_slope.neg_()
@@ -92,18 +92,19 @@ class Affine(ClosedFormMap):
         g_at = g_value * scale
         if not to_raw:
             return g_at, None
+        of_shift, (left, right) = (g_at, (g_value, done.value)) if inverse else (g_value, (g_at, at))
         g_raw = torch.empty_like(raw, memory_format=torch.contiguous_format)
         g_shift, g_free = g_raw.unbind(0)
         # Points that share their parameters add up.
         shared = [] if raw.shape[1:] == at.shape else [i for i, size in enumerate(raw.shape[1:]) if size != at.shape[i]]
-        if inverse:
-            by_shift, by_scale = -g_at, -(g_value * done.value)
-        else:
-            by_shift, by_scale = g_value, g_at * at
         if shared:
-            by_shift, by_scale = by_shift.sum(shared, keepdim=True), by_scale.sum(shared, keepdim=True)
-        g_shift.copy_(by_shift)
-        torch.sub(by_scale, g_log_slope, out=g_free) if inverse else torch.add(by_scale, g_log_slope, out=g_free)
+            torch.sum(of_shift, shared, keepdim=True, out=g_shift)
+            torch.add((left * right).sum(shared, keepdim=True), g_log_slope, out=g_free)
+        else:
+            g_shift.copy_(of_shift)
+            torch.addcmul(g_log_slope, left, right, out=g_free)
+        if inverse:
+            g_raw.neg_()
         g_free.mul_(shrink).mul_(shrink).mul_(shrink)
         return g_at, g_raw
 
@@ -116,7 +117,7 @@ def affine_map(at: Tensor, raw: Tensor, inverse: bool, bound: float) -> tuple[Te
         tensor([1.])
     """
     shift, free = raw.unbind(0)
-    log_scale = free * torch.rsqrt(1 + (free * (1 / bound)).square())  # as smooth as tanh, at a quarter of its price
+    log_scale = free * torch.rsqrt(1 + free.square() * bound**-2)  # as smooth as tanh, at a quarter of its price
     if inverse:
         return (at - shift) * (-log_scale).exp(), -log_scale
     return torch.addcmul(shift, at, log_scale.exp()), log_scale
