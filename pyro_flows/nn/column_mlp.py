@@ -1,4 +1,4 @@
-"""Perceptron of columns, with one parameter and a gradient in closed form: the conditioner of couplings and autoregressive layers."""
+"""Perceptron of columns, with one parameter and a gradient in closed form: the conditioner of layers."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class ColumnMLP(nn.Module):
     r"""Perceptron :math:`W_n\,\sigma(\dots\sigma(W_1 x + b_1)) + b_n` of points that are columns, with :math:`\sigma` the SiLU.
 
     All weights and biases lie in one parameter :attr:`weights`: an optimiser, Pyro's parameter store and a cache then handle one
-    tensor in place of many, which takes a good part of a step where batches are small. :meth:`layers` cuts it into matrices and
-    :meth:`pack` puts matrices together, such as scales of a prior. Points as columns leave what comes out contiguous for each output. The
-    last layer starts at zero, the others as those of ``torch.nn.Linear``.
+    tensor in place of many, which takes a good part of a step where batches are small. :meth:`layers` cuts it into matrices, and
+    :meth:`pack` puts matrices together, such as scales of a prior. Points as columns leave what comes out contiguous for each
+    output. The last layer starts at zero, the others as those of ``torch.nn.Linear``.
 
     Args:
         in_dim: Size of the input.
@@ -59,9 +59,8 @@ class ColumnMLP(nn.Module):
         self.weights = nn.Parameter(self.pack([(layer.weight, layer.bias) for layer in linear]).detach())
         mask = None
         if masks is not None:
-            mask = self.pack(
-                [(each.to(self.weights.dtype), torch.ones_like(each[:, 0], dtype=self.weights.dtype)) for each in masks]
-            )
+            kept = [each.to(self.weights.dtype) for each in masks]
+            mask = self.pack([(each, torch.ones_like(each[:, 0])) for each in kept])
         self.register_buffer("mask", mask)
 
     def extra_repr(self) -> str:

@@ -56,7 +56,7 @@ class Record(Protocol):
         ...
 
     def pushed(self, score: Tensor) -> Tensor:
-        r"""The score :math:`J^{-\top} (s - \nabla \log|\det J|)` of the density of the results, ``(D, N)``, for that of the columns."""
+        r"""The score :math:`J^{-\top} (s - \nabla \log|\det J|)` of the density of results ``(D, N)``, for that of columns."""
         ...
 
 
@@ -64,8 +64,8 @@ class ColumnTransform(FlowTransform):
     """A transform whose two methods follow from what it does to columns ``(D, N)``, one point a column.
 
     A subclass writes :meth:`arithmetic`, which autograd and compilers follow, and for speed :meth:`through`, which works without
-    autograd and records what the gradient needs. Stacks of these are single nodes of an autograd graph: the engine and the checks of
-    single layers take more time than the arithmetic where batches are small.
+    autograd and records what the gradient needs. Stacks of these are single nodes of an autograd graph: the engine and the checks
+    of single layers take more time than the arithmetic where batches are small.
     """
 
     @property
@@ -171,8 +171,8 @@ class StackFunction(torch.autograd.Function):
     r"""Columns ``(D, N)`` of results, log-determinants ``(N,)`` and, if asked for, the score of the results.
 
     The arguments are columns, context (``(C, N)``, ``(C, 1)`` or None), the score ``(D, N)`` of the density of the columns or None,
-    the steps, and the parameters of all of them. The score of the results has no gradient. Derivatives of higher order of the others
-    are those of autograd.
+    the steps, and the parameters of all of them. The score of the results has no gradient. Derivatives of higher order of the
+    others are those of autograd.
 
     Example:
         See :func:`run_stack`.

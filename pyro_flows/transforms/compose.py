@@ -117,6 +117,6 @@ def _flattened(transform: FlowTransform, inverse: bool) -> Iterator[tuple[FlowTr
         yield from _flattened(transform.transform, not inverse)
     elif type(transform) is Compose:
         for part in reversed(transform.parts) if inverse else transform.parts:  # type: ignore[call-overload]
-            yield from _flattened(part, inverse)
+            yield from _flattened(part, inverse)  # type: ignore[arg-type]
     else:
         yield transform, inverse

@@ -48,7 +48,7 @@ class Elementwise(ColumnTransform):
         return (self.conditioner.get_parameter("raw"),) if self.context_dim == 0 else ()
 
     def can_record(self, inverse: bool) -> bool:
-        return self.context_dim == 0 and self.univariate.closed_form and self.univariate.broadcasts  # type: ignore[attr-defined, no-any-return]
+        return self.context_dim == 0 and self.univariate.closed_form and self.univariate.broadcasts
 
     def arithmetic(
         self, columns: Tensor, context: Tensor | None, parameters: Sequence[Tensor], inverse: bool

@@ -100,7 +100,8 @@ class Pass(NamedTuple):
         output, kept = layer.network.evaluate(layer.input(columns, context), layer.network.weights)
         at, raw = columns[layer.mapped], layer.raw(output)
         shape = None if context is None else (context.shape[0], context.shape[1])
-        return cls(layer, shape, at, raw, layer.univariate.evaluate(at, raw, inverse), kept, inverse)  # type: ignore[attr-defined]
+        univariate: ClosedFormMap = layer.univariate  # type: ignore[assignment]
+        return cls(layer, shape, at, raw, univariate.evaluate(at, raw, inverse), kept, inverse)
 
     @property
     def tensors(self) -> list[Tensor]:

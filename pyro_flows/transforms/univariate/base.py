@@ -28,6 +28,8 @@ class UnivariateMap(nn.Module):
     affine: bool = False
     #: Whether gradients have a closed form, as those of a :class:`~pyro_flows.transforms.univariate.closed_form.ClosedFormMap`.
     closed_form: bool = False
+    #: Whether that may have parameters that broadcast against the points, with gradients that are summed.
+    broadcasts: bool = False
 
     @property
     def param_count(self) -> int:
@@ -52,5 +54,5 @@ class UnivariateMap(nn.Module):
         raise TypeError(f"{type(self).__name__} does not define inverse_and_log_det(y, params)")
 
     def arithmetic(self, at: Tensor, raw: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        """Either direction at points ``(*)``, for raw parameters ``(param_count, *)``, as operations that autograd and compilers follow."""
+        """Either direction at points ``(*)`` for raw parameters ``(param_count, *)``, as autograd and compilers follow it."""
         return (self.inverse_and_log_det if inverse else self.forward_and_log_det)(at, self.split(raw))

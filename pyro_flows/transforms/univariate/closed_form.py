@@ -46,8 +46,6 @@ class ClosedFormMap(UnivariateMap):
     """
 
     closed_form = True
-    #: Whether parameters may broadcast against the points, with gradients that are summed.
-    broadcasts = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
