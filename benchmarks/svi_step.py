@@ -5,8 +5,11 @@ six affine couplings of two hidden layers of 64, with 256 draws a step, one thre
 with ``Trace_ELBO(vectorize_particles=True)``; ``zuko`` the same in a guide by hand; ``ours, SVI`` is ``AutoFlow`` in the same loop,
 ``ours, joint`` the same with one optimiser for all parameters (``JointOptim``), ``Pyro, joint`` Pyro's guide with it;
 ``ours, fit`` are steps of ``pf.fit`` (path gradients included), ``ours, compiled`` those with ``compile=True``, whose first seconds
-are stated apart. Steps are timed in rounds, contestants by turns; ratios are medians over rounds of the first contestant's time
-over that of each.
+are stated apart. Steps are timed in rounds, contestants by turns, by the time of the processor; ratios are medians over rounds of
+the first contestant's time over that of each.
+
+``--elbo STEPS`` measures instead how long each takes, compilation included and by the clock, until the median loss of 50 steps is
+that which the first contestant has after so many steps; four times as many are taken at most.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ from benchmarks.posteriors.core import data
 PARTICLES, LAYERS, HIDDEN, LR = 256, 6, 64, 3e-3
 CONTESTANTS = ("Pyro", "Pyro, joint", "zuko", "ours, SVI", "ours, joint", "ours, fit", "ours, compiled")
 Step = Callable[[], float]
+Trajectory = list[tuple[float, float]]
 
 
 # Models
@@ -167,17 +171,31 @@ class FitSteps:
     def __init__(self, model: Callable[..., Any], args: tuple[Tensor, ...], compile: bool) -> None:
         self.model, self.args, self.compile = model, args, compile
 
+    def trajectory(self, steps: int) -> Trajectory:
+        """Seconds since the start, and loss, of each step."""
+        began, found = time.perf_counter(), []
+        self._fit(steps, lambda step, loss: found.append((time.perf_counter() - began, loss)))
+        return found
+
     def ms(self, steps: int) -> tuple[float, float]:
         """Milliseconds a step, and seconds before the first."""
-        times = [time.perf_counter()]
+        began, first, times = time.perf_counter(), [], []
+
+        def note(step: int, loss: float) -> None:
+            first.append(time.perf_counter() - began) if not first else None
+            times.append(time.process_time())
+
+        self._fit(steps, note)
+        gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+        return 1000 * statistics.median(gaps[len(gaps) // 3 :]), first[0]
+
+    def _fit(self, steps: int, callback: Callable[[int, float], None]) -> None:
         options = {"compile": True} if self.compile else {}
-        schedule = pf.infer.Schedule(min_steps=10 * steps, growth=1, alpha=0.0)
+        schedule = pf.infer.Schedule(lr=LR, min_steps=10 * steps, growth=1, alpha=0.0)
         pf.fit(
             self.model, *self.args, guide=_flow, num_particles=PARTICLES, max_steps=steps, schedule=schedule, seed=0,
-            progress=False, callback=lambda step, loss: times.append(time.perf_counter()), **options,
+            progress=False, callback=callback, **options,
         )  # fmt: skip
-        gaps = [b - a for a, b in zip(times[1:], times[2:], strict=False)]
-        return 1000 * statistics.median(gaps[len(gaps) // 3 :]), times[1] - times[0]
 
 
 def measure(name: str, contestants: Sequence[str], rounds: int, steps: int) -> list[str]:
@@ -202,9 +220,9 @@ def measure(name: str, contestants: Sequence[str], rounds: int, steps: int) -> l
             if contestant in ready:
                 taken = []
                 for _ in range(steps):
-                    began = time.perf_counter()
+                    began = time.process_time()
                     ready[contestant]()
-                    taken.append(time.perf_counter() - began)
+                    taken.append(time.process_time() - began)
                 times[contestant].append(1000 * statistics.median(taken))
             else:
                 ms, before = FitSteps(model, args, "compiled" in contestant).ms(3 * steps)
@@ -214,6 +232,33 @@ def measure(name: str, contestants: Sequence[str], rounds: int, steps: int) -> l
         ratio = statistics.median(a / b for a, b in zip(times[contestants[0]], times[contestant], strict=True))
         median = statistics.median(times[contestant])
         lines.append(f"{name:<14} {contestant:<15} {median:>8.2f} {ratio:>8.2f} {first[contestant]:>12.1f}")
+    return lines
+
+
+def to_elbo(name: str, contestants: Sequence[str], steps: int) -> list[str]:
+    """Lines of the table of times to an ELBO, for one model."""
+    model, args = MODELS[name]()
+    found: dict[str, Trajectory] = {}
+    for i, contestant in enumerate(tqdm(contestants, desc=name, leave=False, dynamic_ncols=True)):
+        pyro.clear_param_store()
+        count = steps if i == 0 else 4 * steps
+        torch.manual_seed(0)
+        if contestant in MAKE:
+            step, began, taken = _svi(model, MAKE[contestant](model), args, "joint" in contestant), time.perf_counter(), []
+            for _ in range(count):
+                loss = step()
+                taken.append((time.perf_counter() - began, loss))
+            found[contestant] = taken
+        else:
+            found[contestant] = FitSteps(model, args, "compiled" in contestant).trajectory(count)
+    target = statistics.median(loss for _, loss in found[contestants[0]][-50:])
+    lines = []
+    for contestant, taken in found.items():
+        windows = range(50, len(taken) + 1)
+        reached = (i for i in windows if statistics.median(loss for _, loss in taken[i - 50 : i]) <= target)
+        at = next(reached, None)
+        words = f"{taken[at - 1][0]:>8.1f} {at:>8}" if at else f"{'—':>8} {'—':>8}"
+        lines.append(f"{name:<14} {contestant:<15} {-target:>10.2f} {words}")
     return lines
 
 
@@ -236,11 +281,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
     parser.add_argument("--rounds", type=int, default=7, help="default 7")
     parser.add_argument("--steps", type=int, default=50, help="steps in each round (default 50)")
+    parser.add_argument("--elbo", type=int, metavar="STEPS", help="measure times to an ELBO instead")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     random.seed(0)
     lines = []
+    if options.elbo is not None:
+        for name in options.models:
+            lines += to_elbo(name, options.contestants, options.elbo)
+        print(f"{'model':<14} {'contestant':<15} {'ELBO':>10} {'seconds':>8} {'steps':>8}")
+        print("\n".join(lines))
+        return
     for name in options.models:
         lines += measure(name, options.contestants, options.rounds, options.steps)
     print(f"{'model':<14} {'contestant':<15} {'ms/step':>8} {'times':>8} {'first step s':>12}")
