@@ -68,6 +68,12 @@ class ColumnTransform(FlowTransform):
     of single layers take more time than the arithmetic where batches are small.
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = cls.__dict__.keys()
+        if own & {"forward_and_log_det", "inverse_and_log_det", "arithmetic"} and not own & {"through", "can_record"}:
+            cls.can_record = _never  # type: ignore[method-assign, assignment]
+
     @property
     def learned(self) -> tuple[Tensor, ...]:
         """The parameters, in the order of their gradients."""
@@ -112,6 +118,11 @@ class ColumnTransform(FlowTransform):
             return super().forward_with_score(x, score, context)
         x, context = self._check(x, context, "forward_with_score")
         return run_stack([Step(self, False)], x, context, score.detach().expand(x.shape))  # type: ignore[return-value]
+
+
+def _never(self: ColumnTransform, inverse: bool) -> bool:
+    """A subclass that writes a method anew is another transform, which the recording of the class it comes from does not know."""
+    return False
 
 
 class Step(NamedTuple):
@@ -161,6 +172,11 @@ def run_stack(
     given = context_columns(context, batch)
     scores = None if score is None else to_columns(score)
     parameters = [tensor for step in steps for tensor in step.part.learned]
+    for tensor in parameters:
+        if tensor.dtype != x.dtype:
+            raise ValueError(
+                f"input has dtype {x.dtype} and some parameters {tensor.dtype}; convert one, for example by transform.to({x.dtype})"
+            )
     y, log_det, scores = StackFunction.apply(to_columns(x), given, scores, steps, *parameters)  # type: ignore[no-untyped-call]
     if len(batch) != 1:
         log_det = log_det.reshape(batch)

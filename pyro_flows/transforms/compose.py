@@ -72,7 +72,7 @@ class Compose(FlowTransform):
         return self._run(x, context, False, score.detach().expand(x.shape))  # type: ignore[return-value]
 
     def _run(self, x: Tensor, context: Tensor | None, inverse: bool, score: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Take the parts in turn, those of columns that follow each other as one; points and context are checked already."""
+        """Take the parts in turn, those of columns that follow each other as one."""
         total: Tensor | None = None
         stack: list[Step] = []
 
@@ -95,8 +95,7 @@ class Compose(FlowTransform):
             flush()
             given = context if part.context_dim else None
             if score is None:
-                direction = type(part).inverse_and_log_det if backwards else type(part).forward_and_log_det
-                x, log_det = getattr(direction, "__wrapped__", direction)(part, x, given)
+                x, log_det = (part.inverse_and_log_det if backwards else part.forward_and_log_det)(x, given)
             else:
                 x, log_det, score = (part.inv if backwards else part).forward_with_score(x, score, given)
             add(log_det)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from pyro_flows import flows
-from pyro_flows.transforms import Affine, Coupling, Elementwise, RationalQuadraticSpline, Shift
+from pyro_flows.transforms import Affine, Compose, Coupling, Elementwise, RationalQuadraticSpline, Shift
 
 UNIVARIATE = {"shift": Shift, "affine": Affine, "spline": RationalQuadraticSpline}
 COUPLING_FLOWS = ["nice", "real_nvp", "nsf_coupling"]
@@ -210,3 +212,27 @@ def test_a_flow_is_built_on_the_default_device(name):
     with torch.device("meta"):
         flow = flows.get(name)(6, num_layers=4)
     assert {tensor.device.type for tensor in [*flow.parameters(), *flow.buffers()]} == {"meta"}
+
+
+def test_a_layer_that_overrides_another_keeps_its_own_map_inside_of_a_composition():
+    class Doubled(Coupling):
+        def forward_and_log_det(self, x, context=None):
+            y, log_det = super().forward_and_log_det(x, context)
+            return 2 * y, log_det + 2 * math.log(2.0)
+
+        def inverse_and_log_det(self, y, context=None):
+            x, log_det = super().inverse_and_log_det(y / 2, context)
+            return x, log_det - 2 * math.log(2.0)
+
+    flow = Compose([Coupling(2, Affine()), Doubled(2, Affine()), Coupling(2, Affine())])
+    x = torch.randn(5, 2)
+    y, log_det = flow.forward_and_log_det(x)
+    torch.testing.assert_close(y, 2 * x)
+    torch.testing.assert_close(log_det, torch.full((5,), 2 * math.log(2.0)))
+    torch.testing.assert_close(flow.inv(y), x)
+
+
+def test_a_part_of_another_dtype_is_named():
+    flow = Compose([Coupling(2, Affine()).double(), Coupling(2, Affine())])
+    with pytest.raises(ValueError, match="float32"):
+        flow.forward_and_log_det(torch.zeros(3, 2, dtype=torch.float64))
