@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from ..nn.masked import MaskedMLP
 from ..solvers.mode import is_eager
 from .column_transform import ColumnTransform, Record, context_columns
-from .columns import from_columns, to_columns, total
+from .columns import from_columns, to_columns
 from .elementwise import check_univariate
 from .layer import InversePass, Layer, Pass
 from .univariate.base import UnivariateMap
@@ -114,7 +114,8 @@ class Autoregressive(ColumnTransform):
         if torch.is_grad_enabled():
             x = _attach_gradient(f, x, columns, self.input_dim)
         log_slopes = -f(x)[1]
-        return from_columns(x, batch), total(log_slopes.masked_fill(lost, torch.nan), x, batch)
+        log_det = log_slopes.expand(x.shape).sum(0).masked_fill(lost, torch.nan)
+        return from_columns(x, batch), log_det.reshape(batch)
 
     def _solve(self, y: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Columns ``x`` without gradient, and which points are lost to NaN, which then are NaN."""

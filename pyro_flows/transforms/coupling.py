@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ..nn.column_mlp import ColumnMLP
 from .column_transform import ColumnTransform, Needs, Record
-from .columns import permute_rows
 from .elementwise import check_univariate
 from .layer import Layer, Pass
 from .univariate.base import UnivariateMap
@@ -92,7 +91,7 @@ class Coupling(ColumnTransform):
         return (self.constant if self.network is None else self.network.weights,)  # type: ignore[return-value]
 
     def can_record(self, inverse: bool) -> bool:
-        return self.num_passed > 0 and self.univariate.closed_form
+        return self.network is not None and self.univariate.closed_form
 
     def arithmetic(
         self, columns: Tensor, context: Tensor | None, parameters: Sequence[Tensor], inverse: bool
@@ -102,9 +101,9 @@ class Coupling(ColumnTransform):
             value, log_slope = self.univariate.arithmetic(columns, raw, inverse)
             return value, log_slope.expand(value.shape).sum(0)
         if not self._in_place:
-            columns = permute_rows(columns, self.joined, self.restore)
+            columns = columns.index_select(0, self.joined)
         value, log_det = self._layer.arithmetic(columns, context, parameters[0], inverse)
-        return value if self._in_place else permute_rows(value, self.restore, self.joined), log_det
+        return value if self._in_place else value.index_select(0, self.restore), log_det
 
     def through(self, columns: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor, Record]:
         if self._in_place:

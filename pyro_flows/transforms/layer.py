@@ -52,11 +52,13 @@ class Layer(NamedTuple):
         seen = columns[self.seen]
         if context is None:
             return seen
-        return torch.cat([seen, context.expand(-1, columns.shape[1])]) if seen.shape[0] else context
+        context = context.expand(-1, columns.shape[1])
+        return torch.cat([seen, context]) if seen.shape[0] else context
 
     def raw(self, output: Tensor) -> Tensor:
         """Parameters ``(param_count, M, N)`` in what the network gives."""
-        return output.view(self.univariate.param_count, -1, output.shape[-1])
+        count = self.univariate.param_count
+        return output.view(count, output.shape[0] // count, output.shape[1])
 
     def arithmetic(self, columns: Tensor, context: Tensor | None, weights: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         """Columns of results and log-determinants ``(N,)``, as operations that autograd and compilers follow."""
@@ -81,8 +83,9 @@ class Pass(NamedTuple):
     Example:
         >>> from .univariate import Affine
         >>> layer = Layer(ColumnMLP(1, 2), Affine(), slice(0, 1), slice(1, 2))
-        >>> there = Pass.through(layer, torch.ones(2, 3), None, False)
-        >>> there.pushed(torch.ones(2, 3)).shape
+        >>> with torch.no_grad():
+        ...     there = Pass.through(layer, torch.ones(2, 3), None, False)
+        ...     there.pushed(torch.ones(2, 3)).shape
         torch.Size([2, 3])
     """
 
@@ -130,7 +133,7 @@ class Pass(NamedTuple):
         """Gradients of the mapped columns at fixed parameters, of what the network was given, and of its weights."""
         univariate: ClosedFormMap = self.layer.univariate  # type: ignore[assignment]
         g_at, g_raw = univariate.pullback(self.at, self.raw, self.inverse, self.done, g_value, g_log_slope, last=last)
-        output = g_raw.view(-1, g_raw.shape[-1])  # type: ignore[union-attr]
+        output = g_raw.flatten(0, 1)  # type: ignore[union-attr]
         return g_at, *self.layer.network.pullback(self.kept, output, to_input=to_input, to_weights=to_weights)
 
     def split(self, g_given: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from .column_transform import ColumnTransform, Needs, Record
-from .columns import permute_rows
 
 
 class Permutation(ColumnTransform):
@@ -79,8 +78,8 @@ class Permutation(ColumnTransform):
     def arithmetic(
         self, columns: Tensor, context: Tensor | None, parameters: Sequence[Tensor], inverse: bool
     ) -> tuple[Tensor, Tensor]:
-        orders = self.permutation, self.inverse_permutation
-        return permute_rows(columns, *(orders[::-1] if inverse else orders)), columns.new_zeros(columns.shape[1])
+        order = self.inverse_permutation if inverse else self.permutation
+        return columns.index_select(0, order), columns.new_zeros(columns.shape[1])
 
     def through(self, columns: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, None, Record]:
         orders = self.permutation, self.inverse_permutation
