@@ -11,7 +11,7 @@ from torch import Tensor
 from .column_transform import ColumnTransform, Needs, Record
 from .context_parameters import ContextParameters
 from .univariate.base import UnivariateMap
-from .univariate.closed_form import ClosedFormMap, Evaluation
+from .univariate.closed_form import ClosedFormMap, MappedPoints
 
 
 class Elementwise(ColumnTransform):
@@ -86,7 +86,7 @@ class ElementwisePass(NamedTuple):
     univariate: ClosedFormMap
     at: Tensor
     raw: Tensor
-    done: Evaluation
+    done: MappedPoints
     inverse: bool
 
     @property
@@ -97,7 +97,7 @@ class ElementwisePass(NamedTuple):
     def holding(self, tensors: Sequence[Any]) -> ElementwisePass:
         """The same with other tensors in the place of these."""
         at, raw, value, log_slope, *saved = tensors
-        return self._replace(at=at, raw=raw, done=Evaluation(value, log_slope, tuple(saved)))
+        return self._replace(at=at, raw=raw, done=MappedPoints(value, log_slope, tuple(saved)))
 
     def spent(self) -> ElementwisePass:
         """This."""

@@ -12,7 +12,7 @@ from ..nn.column_mlp import ColumnMLP
 from ..solvers.mode import is_eager
 from .column_transform import Needs
 from .univariate.base import UnivariateMap
-from .univariate.closed_form import ClosedFormMap, Evaluation
+from .univariate.closed_form import ClosedFormMap, MappedPoints
 
 
 class Layer(NamedTuple):
@@ -93,7 +93,7 @@ class Pass(NamedTuple):
     context_shape: tuple[int, int] | None
     at: Tensor
     raw: Tensor
-    done: Evaluation
+    done: MappedPoints
     kept: Sequence[Tensor]
     inverse: bool
 
@@ -115,7 +115,7 @@ class Pass(NamedTuple):
     def holding(self, tensors: Sequence[Any]) -> Self:
         """The same with other tensors in the place of these."""
         count = 4 + len(self.done.saved)
-        done = Evaluation(tensors[2], tensors[3], tuple(tensors[4:count]), self.done.scratch)
+        done = MappedPoints(tensors[2], tensors[3], tuple(tensors[4:count]), self.done.scratch)
         return self._replace(at=tensors[0], raw=tensors[1], done=done, kept=tensors[count:])
 
     def spent(self) -> Self:

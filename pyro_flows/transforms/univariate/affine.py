@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_flows.solvers.mode import takes_closed_forms
 
 from .base import Params
-from .closed_form import ClosedFormFunction, ClosedFormMap, Evaluation
+from .closed_form import ClosedFormFunction, ClosedFormMap, MappedPoints
 
 
 class Affine(ClosedFormMap):
@@ -66,7 +66,7 @@ class Affine(ClosedFormMap):
     def arithmetic(self, at: Tensor, raw: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         return affine_map(at, raw, inverse, self.log_scale_bound)
 
-    def evaluate(self, at: Tensor, raw: Tensor, inverse: bool) -> Evaluation:
+    def evaluate(self, at: Tensor, raw: Tensor, inverse: bool) -> MappedPoints:
         shift, free = raw.unbind(0)
         shrink = torch.addcmul(raw.new_ones(()), free, free, value=self.log_scale_bound**-2).rsqrt_()
         log_slope = free * shrink
@@ -74,14 +74,14 @@ class Affine(ClosedFormMap):
             log_slope.neg_()
         scale = log_slope.exp()
         value = (at - shift).mul_(scale) if inverse else torch.addcmul(shift, at, scale)
-        return Evaluation(value, log_slope, (scale, shrink))
+        return MappedPoints(value, log_slope, (scale, shrink))
 
     def pullback(
         self,
         at: Tensor,
         raw: Tensor,
         inverse: bool,
-        done: Evaluation,
+        done: MappedPoints,
         g_value: Tensor,
         g_log_slope: Tensor,
         *,

@@ -12,7 +12,7 @@ from torch import Tensor
 from .base import UnivariateMap
 
 
-class Evaluation(NamedTuple):
+class MappedPoints(NamedTuple):
     """A map at some points, and what its gradient needs of the way there.
 
     Args:
@@ -22,7 +22,7 @@ class Evaluation(NamedTuple):
         scratch: One more that the gradient may write into; made anew where it is None.
 
     Example:
-        >>> Evaluation(torch.ones(1), torch.zeros(1), ()).scratch is None
+        >>> MappedPoints(torch.ones(1), torch.zeros(1), ()).scratch is None
         True
     """
 
@@ -54,7 +54,7 @@ class ClosedFormMap(UnivariateMap):
             # Another map, whose closed form is not that of the class it comes from.
             cls.closed_form, cls.arithmetic = False, UnivariateMap.arithmetic  # type: ignore[method-assign]
 
-    def evaluate(self, at: Tensor, raw: Tensor, inverse: bool) -> Evaluation:
+    def evaluate(self, at: Tensor, raw: Tensor, inverse: bool) -> MappedPoints:
         """Value and log-slope of the map, or of its inverse, at points ``(*)``."""
         raise TypeError(f"{type(self).__name__} does not define evaluate(at, raw, inverse)")
 
@@ -63,7 +63,7 @@ class ClosedFormMap(UnivariateMap):
         at: Tensor,
         raw: Tensor,
         inverse: bool,
-        done: Evaluation,
+        done: MappedPoints,
         g_value: Tensor,
         g_log_slope: Tensor,
         *,
@@ -112,7 +112,7 @@ class ClosedFormFunction(torch.autograd.Function):
         if torch.is_grad_enabled():  # somebody asks for derivatives of these
             arithmetic = partial(ctx.univariate.arithmetic, inverse=ctx.inverse)
             return *differentiable(arithmetic, (at, raw), needed, (g_value, g_log_slope)), None, None
-        done = Evaluation(value, log_slope, tuple(saved), ctx.scratch)
+        done = MappedPoints(value, log_slope, tuple(saved), ctx.scratch)
         ctx.scratch = None
         return *ctx.univariate.pullback(at, raw, ctx.inverse, done, g_value, g_log_slope, to_raw=needed[1]), None, None
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from pyro_flows.solvers.mode import takes_closed_forms
 
 from .base import Params
-from .closed_form import ClosedFormFunction, ClosedFormMap, Evaluation
+from .closed_form import ClosedFormFunction, ClosedFormMap, MappedPoints
 from .rational_quadratic_bins import Options, spline
 from .rational_quadratic_gradient import evaluate, pullback
 
@@ -84,7 +84,7 @@ class RationalQuadraticSpline(ClosedFormMap):
     def arithmetic(self, at: Tensor, raw: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         return spline(at, raw, inverse, self.options)
 
-    def evaluate(self, at: Tensor, raw: Tensor, inverse: bool) -> Evaluation:
+    def evaluate(self, at: Tensor, raw: Tensor, inverse: bool) -> MappedPoints:
         return evaluate(at, raw, inverse, self.options)
 
     def pullback(
@@ -92,7 +92,7 @@ class RationalQuadraticSpline(ClosedFormMap):
         at: Tensor,
         raw: Tensor,
         inverse: bool,
-        done: Evaluation,
+        done: MappedPoints,
         g_value: Tensor,
         g_log_slope: Tensor,
         *,

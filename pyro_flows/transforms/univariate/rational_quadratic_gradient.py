@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .closed_form import Evaluation
+from .closed_form import MappedPoints
 from .rational_quadratic_bins import LOG_2, Bin, Options, forward_in_bin, inverse_in_bin
 
 
-def evaluate(at: Tensor, raw: Tensor, inverse: bool, options: Options) -> Evaluation:
+def evaluate(at: Tensor, raw: Tensor, inverse: bool, options: Options) -> MappedPoints:
     """Value and log-slope at points ``(*)`` with raw parameters ``(3 K - 1, *)``.
 
     Example:
@@ -34,14 +34,14 @@ def evaluate(at: Tensor, raw: Tensor, inverse: bool, options: Options) -> Evalua
     bin_ = Bin(x0, x1.sub_(x0), y0, y1.sub_(y0), d0, d1)
     value, log_slope, theta = (inverse_in_bin if inverse else forward_in_bin)(inside, bin_)
     saved = (left, which, ends, slopes, theta, outside, *bin_)
-    return Evaluation(torch.where(outside, at, value), log_slope.masked_fill_(outside, 0.0), saved, buffer)
+    return MappedPoints(torch.where(outside, at, value), log_slope.masked_fill_(outside, 0.0), saved, buffer)
 
 
 def pullback(
     raw: Tensor,
     inverse: bool,
     options: Options,
-    done: Evaluation,
+    done: MappedPoints,
     g_value: Tensor,
     g_log_slope: Tensor,
     *,

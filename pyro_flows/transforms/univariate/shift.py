@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from .base import Params
-from .closed_form import ClosedFormMap, Evaluation
+from .closed_form import ClosedFormMap, MappedPoints
 
 
 class Shift(ClosedFormMap):
@@ -34,15 +34,15 @@ class Shift(ClosedFormMap):
     def arithmetic(self, at: Tensor, raw: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
         return (self.inverse_and_log_det if inverse else self.forward_and_log_det)(at, (raw[0],))
 
-    def evaluate(self, at: Tensor, raw: Tensor, inverse: bool) -> Evaluation:
-        return Evaluation(*self.arithmetic(at, raw, inverse), ())
+    def evaluate(self, at: Tensor, raw: Tensor, inverse: bool) -> MappedPoints:
+        return MappedPoints(*self.arithmetic(at, raw, inverse), ())
 
     def pullback(
         self,
         at: Tensor,
         raw: Tensor,
         inverse: bool,
-        done: Evaluation,
+        done: MappedPoints,
         g_value: Tensor,
         g_log_slope: Tensor,
         *,
