@@ -125,20 +125,22 @@ def _directions(transform: FlowTransform) -> Iterable[tuple[str, Callable[..., t
 @_law(LAWS)
 def _round_trip(case: Case) -> None:
     transform = case.build()
-    # Far out a flow may stretch by many orders of magnitude, and what is lost to rounding there is not to be had again.
     context = case.context()
-    for points, tolerance in (
-        (case.inputs(16), case.tolerance(1e-8, 1e-2)),
-        (case.inputs(8, scale=case.tolerance(10.0, 1.0)), case.tolerance(1e-4, 1e-2)),
+    for points, tolerance, far in (
+        (case.inputs(16), case.tolerance(1e-8, 1e-2), False),
+        (case.inputs(8, scale=case.tolerance(10.0, 1.0)), case.tolerance(1e-4, 1e-2), case.dtype == torch.float64),
     ):
         for there, back, name in (
             (transform.forward_and_log_det, transform.inverse_and_log_det, "inverse of forward"),
             (transform.inverse_and_log_det, transform.forward_and_log_det, "forward of inverse"),
         ):
             middle, _ = there(points, context)
-            lost = torch.stack([_lost_to_rounding(there, context, x) for x in points])
-            keeps = lost < tolerance
-            _close(back(middle, context)[0][keeps], points[keeps], tolerance, name)
+            found, expected = back(middle, context)[0], points
+            if far:
+                # A flow may squeeze by many orders of magnitude there, and what is lost to rounding is not to be had again.
+                lost = torch.stack([_lost_to_rounding(there, context, x) for x in points])
+                found, expected = found[~(lost > tolerance)], points[~(lost > tolerance)]
+            _close(found, expected, tolerance, name)
 
 
 def _lost_to_rounding(direction: Callable[..., tuple[Tensor, Tensor]], context: Tensor | None, x: Tensor) -> Tensor:

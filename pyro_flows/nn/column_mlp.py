@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .mlp import check_hidden_dims
+from .mlp import check_hidden_dims, check_positive
 
 _silu = torch.ops.aten.silu.out
 _silu_backward = torch.ops.aten.silu_backward.grad_input
@@ -46,9 +46,7 @@ class ColumnMLP(nn.Module):
         self, in_dim: int, out_dim: int, hidden_dims: Sequence[int] = (64, 64), *, masks: Sequence[Tensor] | None = None
     ) -> None:
         super().__init__()
-        for name, size in (("in_dim", in_dim), ("out_dim", out_dim)):
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} must be a positive integer, got {size!r}")
+        check_positive(in_dim=in_dim, out_dim=out_dim)
         widths = (in_dim, *check_hidden_dims(hidden_dims), out_dim)
         linear = [nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False)]
         for parameter in linear[-1].parameters():

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from .mlp import Activation, check_hidden_dims
-from .residual import check_positive
+from .mlp import Activation, check_hidden_dims, check_positive
 
 
 class ConvEncoder(nn.Module):

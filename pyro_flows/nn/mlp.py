@@ -27,6 +27,20 @@ def check_hidden_dims(hidden_dims: Sequence[int]) -> tuple[int, ...]:
     return widths
 
 
+def check_positive(**sizes: int) -> None:
+    """Refuse sizes that are no positive integers.
+
+    Raises:
+        ValueError: If one is not; the message names it.
+
+    Example:
+        >>> check_positive(width=3)
+    """
+    for name, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ValueError(f"{name} must be a positive integer, got {size!r}")
+
+
 class MLP(nn.Module):
     r"""Multilayer perceptron :math:`W_n\,\sigma(\dots\sigma(W_1 x + b_1)) + b_n`.
 
@@ -58,9 +72,7 @@ class MLP(nn.Module):
         zero_init: bool = False,
     ) -> None:
         super().__init__()
-        for name, size in (("in_dim", in_dim), ("out_dim", out_dim)):
-            if not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} must be a positive integer, got {size!r}")
+        check_positive(in_dim=in_dim, out_dim=out_dim)
         widths = (in_dim, *check_hidden_dims(hidden_dims), out_dim)
         self.activation = activation
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .mlp import Activation
+from .mlp import Activation, check_positive
 
 
 class ResidualNet(nn.Module):
@@ -55,17 +55,3 @@ class ResidualNet(nn.Module):
         for inner, outer in zip(self.inner, self.outer, strict=True):
             x = x + outer(self.activation(inner(self.activation(x))))
         return self.last(x)
-
-
-def check_positive(**sizes: int) -> None:
-    """Refuse sizes that are no positive integers.
-
-    Raises:
-        ValueError: If one is not; the message names it.
-
-    Example:
-        >>> check_positive(width=3)
-    """
-    for name, size in sizes.items():
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise ValueError(f"{name} must be a positive integer, got {size!r}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .residual import check_positive
+from .mlp import check_positive
 from .sets import without_padding
 
 

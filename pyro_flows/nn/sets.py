@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .mlp import MLP
-from .residual import check_positive
+from .mlp import MLP, check_positive
 
 
 def without_padding(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
