@@ -81,7 +81,8 @@ def test_second_derivatives_agree_with_finite_differences(name, shared):
 
     for direction in (u.forward_and_log_det, u.inverse_and_log_det):
         leaves = x.clone().requires_grad_(), raw.clone().requires_grad_()
-        assert torch.autograd.gradcheck(both(direction), leaves)
+        many = raw.numel() > 1000  # hundreds of bins: a difference for each parameter takes minutes
+        assert torch.autograd.gradcheck(both(direction), leaves, fast_mode=many)
         assert torch.autograd.gradgradcheck(both(direction), leaves, fast_mode=True)
 
 
