@@ -14,7 +14,7 @@ from ..solvers.mode import is_eager
 from .column_transform import ColumnTransform, Record, context_columns
 from .columns import from_columns, to_columns
 from .elementwise import check_univariate
-from .layer import InversePass, Layer, Pass
+from .layer import InversePass, Layer, Pass, solve_triangular_transpose
 from .univariate.base import UnivariateMap
 
 _MapOfX = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -112,7 +112,7 @@ class Autoregressive(ColumnTransform):
             return self.univariate.arithmetic(x, self._layer.raw(self.conditioner(self._layer.input(x, given), weights)), False)
 
         if torch.is_grad_enabled():
-            x = _attach_gradient(f, x, columns, self.input_dim)
+            x = _attach_gradient(f, x, columns)
         log_slopes = -f(x)[1]
         log_det = log_slopes.expand(x.shape).sum(0).masked_fill(lost, torch.nan)
         return from_columns(x, batch), log_det.reshape(batch)
@@ -136,7 +136,8 @@ class Autoregressive(ColumnTransform):
             previous = x
             raw = self._layer.raw(network(seen))
             if stop_early and self.univariate.closed_form:
-                x, log_slopes = self.univariate.evaluate(y, raw, True)[:2]  # type: ignore[operator]
+                done = self.univariate.evaluate(y, raw, True)  # type: ignore[operator]
+                x, log_slopes = done.value, done.log_slope
             else:
                 x, log_slopes = self.univariate.arithmetic(y, raw, True)
             if stop_early and bool(((x - previous).abs() <= tolerance * (1 + x.abs())).all()):
@@ -165,23 +166,14 @@ def _limit(x: Tensor) -> float:
     return torch.finfo(x.dtype).max ** 0.75
 
 
-def _attach_gradient(f: _MapOfX, x: Tensor, y: Tensor, sweeps: int) -> Tensor:
+def _attach_gradient(f: _MapOfX, x: Tensor, y: Tensor) -> Tensor:
     """Give ``x``, which solves ``f(x) = y``, the gradient that the implicit function theorem says it has."""
     at = x.detach().requires_grad_()
     image, log_slopes = f(at)
     slopes = log_slopes.detach().expand(x.shape).exp()
 
     def solve(gradient: Tensor) -> Tensor:
-        # Jᵀ v = gradient for a triangular J with these slopes on its diagonal. Each sweep fixes one more variable; two
-        # more remove the rounding errors of those that were large on the way.
-        v = gradient / slopes
-        tolerance = 4 * torch.finfo(v.dtype).eps
-        for _ in range(sweeps + 1):
-            step = (gradient - torch.autograd.grad(image, at, v, retain_graph=True)[0]) / slopes
-            v = v + step
-            if bool((step.abs() <= tolerance * v.abs().amax(0)).all()):
-                break
-        return v
+        return solve_triangular_transpose(lambda v: torch.autograd.grad(image, at, v, retain_graph=True)[0], slopes, gradient)
 
     return x.detach() + _ImplicitStep.apply(image - y, solve)
 

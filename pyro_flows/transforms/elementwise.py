@@ -66,7 +66,7 @@ class Elementwise(ColumnTransform):
         raw = self.conditioner.get_parameter("raw")[..., None]
         done = univariate.evaluate(columns, raw, inverse)
         log_det = done.log_slope.sum(0).expand(columns.shape[1])
-        return done.value, log_det.clone(), ElementwisePass(univariate, columns, raw, done, inverse)
+        return done.value, log_det.clone(), ElementwisePass(univariate, done)
 
 
 class ElementwisePass(NamedTuple):
@@ -74,30 +74,23 @@ class ElementwisePass(NamedTuple):
 
     Args:
         univariate: The map.
-        at: Columns that were mapped.
-        raw: Parameters ``(param_count, D, 1)``.
-        done: What the maps gave.
-        inverse: Whether they were inverted.
+        done: Columns with parameters ``(param_count, D, 1)``, and what the maps gave.
 
     Example:
         See :class:`Elementwise`.
     """
 
     univariate: ClosedFormMap
-    at: Tensor
-    raw: Tensor
     done: MappedPoints
-    inverse: bool
 
     @property
     def tensors(self) -> list[Tensor]:
         """All that it holds."""
-        return [self.at, self.raw, self.done.value, self.done.log_slope, *self.done.saved]
+        return self.done.tensors
 
     def holding(self, tensors: Sequence[Any]) -> ElementwisePass:
         """The same with other tensors in the place of these."""
-        at, raw, value, log_slope, *saved = tensors
-        return self._replace(at=at, raw=raw, done=MappedPoints(value, log_slope, tuple(saved)))
+        return self._replace(done=self.done.holding(tensors))
 
     def spent(self) -> ElementwisePass:
         """This."""
@@ -106,14 +99,14 @@ class ElementwisePass(NamedTuple):
     def back(self, g_columns: Tensor, g_log_det: Tensor, needs: Needs) -> tuple[Tensor, None, tuple[Tensor | None]]:
         """Gradients of columns and parameters."""
         g_log_slope = g_log_det.sum() if self.done.log_slope.shape[1] == 1 else g_log_det
-        found, g_raw = self.univariate.pullback(self.at, self.raw, self.inverse, self.done, g_columns, g_log_slope)
+        found, g_raw = self.univariate.pullback(self.done, g_columns, g_log_slope)
         return found, None, (None if g_raw is None else g_raw[..., 0],)
 
     def pushed(self, score: Tensor) -> Tensor:
         """The score behind the maps."""
         if not self.univariate.affine:
             zeros, ones = torch.zeros_like(score), torch.ones_like(score)
-            score = score - self.univariate.pullback(self.at, self.raw, self.inverse, self.done, zeros, ones, to_raw=False)[0]
+            score = score - self.univariate.pullback(self.done, zeros, ones, to_raw=False)[0]
         return score * (-self.done.log_slope).exp()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -74,11 +74,8 @@ class Pass(NamedTuple):
     Args:
         layer: The layer.
         context_shape: Rows and columns of the context; None for none.
-        at: Columns that were mapped.
-        raw: Parameters of their maps.
-        done: What the maps gave.
+        done: The columns that were mapped, and what their maps gave.
         kept: What the network kept.
-        inverse: Whether the maps were inverted.
 
     Example:
         >>> from .univariate import Affine
@@ -91,32 +88,26 @@ class Pass(NamedTuple):
 
     layer: Layer
     context_shape: tuple[int, int] | None
-    at: Tensor
-    raw: Tensor
     done: MappedPoints
     kept: Sequence[Tensor]
-    inverse: bool
 
     @classmethod
     def through(cls, layer: Layer, columns: Tensor, context: Tensor | None, inverse: bool) -> Pass:
         """Evaluate a layer, without autograd."""
         output, kept = layer.network.evaluate(layer.input(columns, context), layer.network.weights)
-        at, raw = columns[layer.mapped], layer.raw(output)
         shape = None if context is None else (context.shape[0], context.shape[1])
         univariate: ClosedFormMap = layer.univariate  # type: ignore[assignment]
-        return cls(layer, shape, at, raw, univariate.evaluate(at, raw, inverse), kept, inverse)
+        return cls(layer, shape, univariate.evaluate(columns[layer.mapped], layer.raw(output), inverse), kept)
 
     @property
     def tensors(self) -> list[Tensor]:
         """All that it holds."""
-        done = self.done
-        return [self.at, self.raw, done.value, done.log_slope, *done.saved, *self.kept]
+        return [*self.done.tensors, *self.kept]
 
     def holding(self, tensors: Sequence[Any]) -> Self:
         """The same with other tensors in the place of these."""
-        count = 4 + len(self.done.saved)
-        done = MappedPoints(tensors[2], tensors[3], tuple(tensors[4:count]), self.done.scratch)
-        return self._replace(at=tensors[0], raw=tensors[1], done=done, kept=tensors[count:])
+        count = len(self.done.tensors)
+        return self._replace(done=self.done.holding(tensors[:count]), kept=tensors[count:])
 
     def spent(self) -> Self:
         """The same once a gradient has written into what is made anew."""
@@ -132,7 +123,7 @@ class Pass(NamedTuple):
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Gradients of the mapped columns at fixed parameters, of what the network was given, and of its weights."""
         univariate: ClosedFormMap = self.layer.univariate  # type: ignore[assignment]
-        g_at, g_raw = univariate.pullback(self.at, self.raw, self.inverse, self.done, g_value, g_log_slope, last=last)
+        g_at, g_raw = univariate.pullback(self.done, g_value, g_log_slope, last=last)
         output = g_raw.flatten(0, 1)  # type: ignore[union-attr]
         return g_at, *self.layer.network.pullback(self.kept, output, to_input=to_input, to_weights=to_weights)
 
@@ -166,20 +157,9 @@ class Pass(NamedTuple):
         return g_seen if self.layer.is_coupling else g_at + g_seen
 
     def solve_transposed(self, gradient: Tensor) -> Tensor:
-        r"""The solution :math:`v` of :math:`J^\top v = g` for the triangular Jacobian of an autoregressive layer, by sweeps.
-
-        Each fixes at least one more variable, and two more remove the rounding errors of those that were large on the way. In
-        eager mode it stops as soon as nothing changes.
-        """
-        slopes, nothing, may_stop = self.done.log_slope.exp(), torch.zeros_like(gradient), is_eager()
-        v = gradient / slopes
-        tolerance = 4 * torch.finfo(v.dtype).eps
-        for _ in range(len(gradient) + 1):
-            step = (gradient - self.pulled(v, nothing)).div_(slopes)
-            v = v + step
-            if may_stop and bool((step.abs_() <= tolerance * v.abs().amax(0)).all()):
-                break
-        return v
+        r"""The solution :math:`v` of :math:`J^\top v = g` for the Jacobian of an autoregressive layer."""
+        nothing = torch.zeros_like(gradient)
+        return solve_triangular_transpose(lambda v: self.pulled(v, nothing), self.done.log_slope.exp(), gradient)
 
     def pushed(self, score: Tensor) -> Tensor:
         r"""The score behind the layer.
@@ -187,19 +167,42 @@ class Pass(NamedTuple):
         The Jacobian of a coupling is block triangular with a diagonal block: one pullback solves its transpose. That of an
         autoregressive layer takes sweeps, but no inverse.
         """
-        layer, ones = self.layer, torch.ones_like(self.at)
+        layer, ones = self.layer, torch.ones_like(self.done.at)
         if not layer.is_coupling:
             return self.solve_transposed(score - self.pulled(torch.zeros_like(ones), ones))
         univariate: ClosedFormMap = layer.univariate  # type: ignore[assignment]
         of_seen, of_mapped = score[layer.seen], score[layer.mapped]
         if not univariate.affine:
             zeros = torch.zeros_like(ones)
-            of_mapped = (
-                of_mapped
-                - univariate.pullback(self.at, self.raw, self.inverse, self.done, zeros, ones, to_raw=False, last=False)[0]
-            )
+            of_mapped = of_mapped - univariate.pullback(self.done, zeros, ones, to_raw=False, last=False)[0]
         of_mapped = of_mapped * (-self.done.log_slope).exp()
         return layer.joined(of_seen - self.pulled(of_mapped, ones), of_mapped)
+
+
+def solve_triangular_transpose(transposed: Callable[[Tensor], Tensor], slopes: Tensor, gradient: Tensor) -> Tensor:
+    r"""The solution :math:`v` of :math:`J^\top v = g` for a triangular :math:`J` in some order of the variables, by sweeps.
+
+    Each fixes at least one more variable, and two more remove the rounding errors of those that were large on the way. In eager
+    mode it stops as soon as nothing changes.
+
+    Args:
+        transposed: The product with :math:`J^\top`, of columns ``(D, N)``.
+        slopes: The diagonal of :math:`J`, ``(D, N)``.
+        gradient: The right-hand side, ``(D, N)``.
+
+    Example:
+        >>> J = torch.tensor([[2.0, 0.0], [1.0, 4.0]])
+        >>> solve_triangular_transpose(lambda v: J.T @ v, torch.tensor([[2.0], [4.0]]), torch.tensor([[3.0], [4.0]])).flatten()
+        tensor([1., 1.])
+    """
+    may_stop, tolerance = is_eager(), 4 * torch.finfo(gradient.dtype).eps
+    v = gradient / slopes
+    for _ in range(gradient.shape[0] + 1):
+        step = (gradient - transposed(v)).div_(slopes)
+        v = v + step
+        if may_stop and bool((step.abs_() <= tolerance * v.abs().amax(0)).all()):
+            break
+    return v
 
 
 class InversePass(NamedTuple):

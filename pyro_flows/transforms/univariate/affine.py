@@ -74,20 +74,12 @@ class Affine(ClosedFormMap):
             log_slope.neg_()
         scale = log_slope.exp()
         value = (at - shift).mul_(scale) if inverse else torch.addcmul(shift, at, scale)
-        return MappedPoints(value, log_slope, (scale, shrink))
+        return MappedPoints(at, raw, inverse, value, log_slope, (scale, shrink))
 
     def pullback(
-        self,
-        at: Tensor,
-        raw: Tensor,
-        inverse: bool,
-        done: MappedPoints,
-        g_value: Tensor,
-        g_log_slope: Tensor,
-        *,
-        to_raw: bool = True,
-        last: bool = True,
+        self, done: MappedPoints, g_value: Tensor, g_log_slope: Tensor, *, to_raw: bool = True, last: bool = True
     ) -> tuple[Tensor, Tensor | None]:
+        at, raw, inverse = done.at, done.raw, done.inverse
         scale, shrink = done.saved
         g_at = g_value * scale
         if not to_raw:

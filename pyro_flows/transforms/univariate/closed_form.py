@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -16,20 +16,37 @@ class MappedPoints(NamedTuple):
     """A map at some points, and what its gradient needs of the way there.
 
     Args:
+        at: The points.
+        raw: The raw parameters.
+        inverse: Whether the map was inverted.
         value: Values, of the shape of the points.
         log_slope: Their log-slopes, which may broadcast to it.
         saved: Tensors to be kept.
         scratch: One more that the gradient may write into; made anew where it is None.
 
     Example:
-        >>> MappedPoints(torch.ones(1), torch.zeros(1), ()).scratch is None
-        True
+        >>> from pyro_flows.transforms.univariate import Affine
+        >>> Affine().evaluate(torch.ones(1), torch.zeros(2, 1), False).value
+        tensor([1.])
     """
 
+    at: Tensor
+    raw: Tensor
+    inverse: bool
     value: Tensor
     log_slope: Tensor
     saved: tuple[Tensor, ...]
     scratch: Tensor | None = None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that it holds but for the scratch."""
+        return [self.at, self.raw, self.value, self.log_slope, *self.saved]
+
+    def holding(self, tensors: Sequence[Any]) -> Self:
+        """The same with other tensors in the place of these."""
+        at, raw, value, log_slope, *saved = tensors
+        return self._replace(at=at, raw=raw, value=value, log_slope=log_slope, saved=tuple(saved))
 
 
 class ClosedFormMap(UnivariateMap):
@@ -59,24 +76,12 @@ class ClosedFormMap(UnivariateMap):
         raise TypeError(f"{type(self).__name__} does not define evaluate(at, raw, inverse)")
 
     def pullback(
-        self,
-        at: Tensor,
-        raw: Tensor,
-        inverse: bool,
-        done: MappedPoints,
-        g_value: Tensor,
-        g_log_slope: Tensor,
-        *,
-        to_raw: bool = True,
-        last: bool = True,
+        self, done: MappedPoints, g_value: Tensor, g_log_slope: Tensor, *, to_raw: bool = True, last: bool = True
     ) -> tuple[Tensor, Tensor | None]:
         """Gradients of points and raw parameters.
 
         Args:
-            at: Points, as for :meth:`evaluate`.
-            raw: Raw parameters, as there.
-            inverse: As there.
-            done: What that gave.
+            done: What :meth:`evaluate` gave.
             g_value: Gradient of the values, ``(*)``.
             g_log_slope: Gradient of the log-slopes, broadcastable to ``(*)``.
             to_raw: Whether the gradient of the parameters is wanted.
@@ -101,20 +106,19 @@ class ClosedFormFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, at: Tensor, raw: Tensor, inverse: bool, univariate: ClosedFormMap) -> tuple[Tensor, Tensor]:
         done = univariate.evaluate(at, raw, inverse)
-        ctx.save_for_backward(at, raw, done.value, done.log_slope, *done.saved)
-        ctx.scratch, ctx.inverse, ctx.univariate = done.scratch, inverse, univariate
+        ctx.save_for_backward(*done.tensors)
+        ctx.done, ctx.univariate = done.holding([None] * len(done.tensors)), univariate
         return done.value, done.log_slope
 
     @staticmethod
     def backward(ctx: Any, g_value: Tensor, g_log_slope: Tensor) -> tuple[Tensor | None, ...]:
-        at, raw, value, log_slope, *saved = ctx.saved_tensors
+        done = ctx.done.holding(ctx.saved_tensors)
         needed = ctx.needs_input_grad[:2]
         if torch.is_grad_enabled():  # somebody asks for derivatives of these
-            arithmetic = partial(ctx.univariate.arithmetic, inverse=ctx.inverse)
-            return *differentiable(arithmetic, (at, raw), needed, (g_value, g_log_slope)), None, None
-        done = MappedPoints(value, log_slope, tuple(saved), ctx.scratch)
-        ctx.scratch = None
-        return *ctx.univariate.pullback(at, raw, ctx.inverse, done, g_value, g_log_slope, to_raw=needed[1]), None, None
+            arithmetic = partial(ctx.univariate.arithmetic, inverse=done.inverse)
+            return *differentiable(arithmetic, (done.at, done.raw), needed, (g_value, g_log_slope)), None, None
+        ctx.done = ctx.done._replace(scratch=None)
+        return *ctx.univariate.pullback(done, g_value, g_log_slope, to_raw=needed[1]), None, None
 
 
 def differentiable(

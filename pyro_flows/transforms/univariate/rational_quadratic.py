@@ -88,15 +88,6 @@ class RationalQuadraticSpline(ClosedFormMap):
         return evaluate(at, raw, inverse, self.options)
 
     def pullback(
-        self,
-        at: Tensor,
-        raw: Tensor,
-        inverse: bool,
-        done: MappedPoints,
-        g_value: Tensor,
-        g_log_slope: Tensor,
-        *,
-        to_raw: bool = True,
-        last: bool = True,
+        self, done: MappedPoints, g_value: Tensor, g_log_slope: Tensor, *, to_raw: bool = True, last: bool = True
     ) -> tuple[Tensor, Tensor | None]:
-        return pullback(raw, inverse, self.options, done, g_value, g_log_slope, to_raw=to_raw, last=last)
+        return pullback(done, self.options, g_value, g_log_slope, to_raw=to_raw, last=last)

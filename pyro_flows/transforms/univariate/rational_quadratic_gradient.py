@@ -34,19 +34,11 @@ def evaluate(at: Tensor, raw: Tensor, inverse: bool, options: Options) -> Mapped
     bin_ = Bin(x0, x1.sub_(x0), y0, y1.sub_(y0), d0, d1)
     value, log_slope, theta = (inverse_in_bin if inverse else forward_in_bin)(inside, bin_)
     saved = (left, which, ends, slopes, theta, outside, *bin_)
-    return MappedPoints(torch.where(outside, at, value), log_slope.masked_fill_(outside, 0.0), saved, buffer)
+    return MappedPoints(at, raw, inverse, torch.where(outside, at, value), log_slope.masked_fill_(outside, 0.0), saved, buffer)
 
 
 def pullback(
-    raw: Tensor,
-    inverse: bool,
-    options: Options,
-    done: MappedPoints,
-    g_value: Tensor,
-    g_log_slope: Tensor,
-    *,
-    to_raw: bool,
-    last: bool,
+    done: MappedPoints, options: Options, g_value: Tensor, g_log_slope: Tensor, *, to_raw: bool, last: bool
 ) -> tuple[Tensor, Tensor | None]:
     r"""Gradients of points and raw parameters.
 
@@ -65,11 +57,12 @@ def pullback(
     softmax. The inverse has its gradient from the implicit function theorem. Derivatives of higher order are those of autograd.
 
     Example:
-        >>> raw, options = torch.zeros(5, 1), Options(2, 1.0, 1e-3, 1e-3)
-        >>> done = evaluate(torch.tensor([0.5]), raw, False, options)
-        >>> pullback(raw, False, options, done, torch.ones(1), torch.zeros(1), to_raw=False, last=True)[0]
+        >>> options = Options(2, 1.0, 1e-3, 1e-3)
+        >>> done = evaluate(torch.tensor([0.5]), torch.zeros(5, 1), False, options)
+        >>> pullback(done, options, torch.ones(1), torch.zeros(1), to_raw=False, last=True)[0]
         tensor([1.])
     """
+    raw, inverse = done.raw, done.inverse
     left, which, ends, slopes, theta, outside, *sizes = done.saved
     num_bins, bound, min_bin, min_slope = options
     x0, w, y0, h, d0, d1 = sizes

@@ -35,18 +35,9 @@ class Shift(ClosedFormMap):
         return (self.inverse_and_log_det if inverse else self.forward_and_log_det)(at, (raw[0],))
 
     def evaluate(self, at: Tensor, raw: Tensor, inverse: bool) -> MappedPoints:
-        return MappedPoints(*self.arithmetic(at, raw, inverse), ())
+        return MappedPoints(at, raw, inverse, *self.arithmetic(at, raw, inverse), ())
 
     def pullback(
-        self,
-        at: Tensor,
-        raw: Tensor,
-        inverse: bool,
-        done: MappedPoints,
-        g_value: Tensor,
-        g_log_slope: Tensor,
-        *,
-        to_raw: bool = True,
-        last: bool = True,
+        self, done: MappedPoints, g_value: Tensor, g_log_slope: Tensor, *, to_raw: bool = True, last: bool = True
     ) -> tuple[Tensor, Tensor | None]:
-        return g_value, (-g_value if inverse else g_value).sum_to_size(raw.shape[1:])[None] if to_raw else None
+        return g_value, (-g_value if done.inverse else g_value).sum_to_size(done.raw.shape[1:])[None] if to_raw else None
