@@ -11,8 +11,8 @@ from torch.autograd.function import once_differentiable
 
 from ..nn.masked import MaskedMLP
 from ..solvers.mode import is_eager
-from .column_transform import ColumnTransform, Record, context_columns
-from .columns import from_columns, to_columns
+from .column_transform import ColumnTransform, Record
+from .columns import context_columns, from_columns, to_columns
 from .elementwise import check_univariate
 from .layer import InversePass, Layer, Pass, solve_triangular_transpose
 from .univariate.base import UnivariateMap

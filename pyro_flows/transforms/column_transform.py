@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..solvers.mode import takes_closed_forms
-from .columns import context_rows, from_columns, to_columns
+from .columns import context_columns, from_columns, to_columns
 from .core import FlowTransform
-from .univariate.closed_form import differentiable
+from .differentiable import differentiable
 
 
 class Needs(NamedTuple):
@@ -142,16 +142,6 @@ class Step(NamedTuple):
     inverse: bool
 
 
-def context_columns(context: Tensor | None, batch: tuple[int, ...]) -> Tensor | None:
-    """Columns ``(C, N)`` of contexts for points of some batch shape, ``(C, 1)`` where all have the same, None for none.
-
-    Example:
-        >>> context_columns(torch.zeros(2, 4), (5, 2)).shape
-        torch.Size([4, 10])
-    """
-    return None if context is None else context_rows(context, batch).t()
-
-
 def run_stack(
     steps: Sequence[Step], x: Tensor, context: Tensor | None, score: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -172,11 +162,13 @@ def run_stack(
     given = context_columns(context, batch)
     scores = None if score is None else to_columns(score)
     parameters = [tensor for step in steps for tensor in step.part.learned]
-    for tensor in parameters:
-        if tensor.dtype != x.dtype:
-            raise ValueError(
-                f"input has dtype {x.dtype} and some parameters {tensor.dtype}; convert one, for example by transform.to({x.dtype})"
-            )
+    for part, _ in steps:
+        for tensor in part.learned:
+            if tensor.dtype != x.dtype:
+                raise ValueError(
+                    f"{type(part).__name__}: input has dtype {x.dtype} and the parameters {tensor.dtype}; convert one, for example "
+                    f"by transform.to({x.dtype})"
+                )
     y, log_det, scores = StackFunction.apply(to_columns(x), given, scores, steps, *parameters)  # type: ignore[no-untyped-call]
     if len(batch) != 1:
         log_det = log_det.reshape(batch)

@@ -25,13 +25,15 @@ def from_columns(columns: Tensor, batch: tuple[int, ...]) -> Tensor:
     return columns.t() if len(batch) == 1 else columns.t().reshape(*batch, columns.shape[0])
 
 
-def context_rows(context: Tensor, batch: tuple[int, ...]) -> Tensor:
-    """Rows ``(N, C)`` of contexts for points of some batch shape, or ``(1, C)`` where all have the same.
+def context_columns(context: Tensor | None, batch: tuple[int, ...]) -> Tensor | None:
+    """Columns ``(C, N)`` of contexts for points of some batch shape, ``(C, 1)`` where all have the same, None for none.
 
     Example:
-        >>> context_rows(torch.zeros(2, 4), (5, 2)).shape, context_rows(torch.zeros(4), (5, 2)).shape
-        (torch.Size([10, 4]), torch.Size([1, 4]))
+        >>> context_columns(torch.zeros(2, 4), (5, 2)).shape, context_columns(torch.zeros(4), (5, 2)).shape
+        (torch.Size([4, 10]), torch.Size([4, 1]))
     """
+    if context is None:
+        return None
     if context.numel() == context.shape[-1]:
-        return context.reshape(1, -1)
-    return context.expand(*batch, -1).reshape(-1, context.shape[-1])
+        return context.reshape(-1, 1)
+    return context.expand(*batch, -1).reshape(-1, context.shape[-1]).t()
