@@ -52,4 +52,10 @@ UNCONDITIONAL: dict[str, Factory] = {
     "LowerCholeskyAffine": lambda d, c: t.LowerCholeskyAffine(torch.ones(d), torch.eye(d) + 0.1 * torch.ones(d, d).tril()),
 }
 
+# These need a context of their own, beside what they are given.
+TOLD: dict[str, Factory] = {
+    "PartialCentring": lambda d, c: t.PartialCentring(d, 2 * d + c),
+    "LeadingContext": lambda d, c: t.LeadingContext(t.AffineTril(d, d + c), 2 * d + c),
+}
+
 FLOWS: dict[str, Factory] = {name: flows.get(name) for name in flows.names()}

@@ -13,7 +13,7 @@ import torch
 from pyro_flows.testing import FLOW_LAWS, LAWS, Case, check_flow, check_transform
 
 sys.path.insert(0, str(Path(__file__).parent))
-from registry import FLOWS, TRANSFORMS, UNCONDITIONAL
+from registry import FLOWS, TOLD, TRANSFORMS, UNCONDITIONAL
 
 # Tracing is slow and does not depend on these.
 ONCE = {"compiles_in_one_graph", "cache_is_never_stale", "pyro_module_trains"}
@@ -38,6 +38,18 @@ def test_transform_keeps_law(name, law):
 @pytest.mark.parametrize("name", UNCONDITIONAL)
 def test_unconditional_transform_keeps_law(name, law):
     _check(check_transform, UNCONDITIONAL[name], law, context=False)
+
+
+@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("name", TOLD)
+def test_transform_of_a_context_of_its_own_keeps_law(name, law):
+    if (name, law) == ("PartialCentring", "starts_near_the_identity"):
+        pytest.skip("it starts at the posterior of the prior that it is told")
+    for dim, more in ((1, 0), (2, 3), (5, 0)):
+        if law not in ONCE or (dim, more) == (2, 3):
+            dtypes = (torch.float64,) if law == "compiles_in_one_graph" else (torch.float32, torch.float64)
+            factory = lambda d, c: TOLD[name](d, c - 2 * d)  # noqa: E731
+            check_transform(factory, input_dim=dim, context_dim=2 * dim + more, laws=[law], dtypes=dtypes)
 
 
 @pytest.mark.parametrize("law", [*LAWS, *FLOW_LAWS])

@@ -20,6 +20,7 @@ from pyro_flows.model.sites import is_subsample, site_support
 from .automatic_guide import AutomaticGuide, fork_generators
 from .plate_block import PlateBlock, SiteLayout
 from .plate_context import EmbeddingRows, EncoderRows
+from .plate_effects import PlateEffects, no_prior
 from .plate_groups import (
     ContextKey,
     Groups,
@@ -39,6 +40,8 @@ from .site_delta import SiteDelta
 
 #: Draws times latents that are made at once; more do not fit a cache on the way.
 _LATENTS_AT_ONCE = 100_000
+#: Values of the latents at which it is seen which priors depend on them.
+_MOVED = 5
 
 
 class AutoPlateFlow(AutomaticGuide):
@@ -56,6 +59,11 @@ class AutoPlateFlow(AutomaticGuide):
     in them count as dimensions of the element or, outside of the named plates, of the globals.
 
     The rows of an encoder for a tuple of plates are in the order of the tuple; for an innermost plate outermost first.
+
+    Latents of a location-scale family, or log-normal, whose prior has a scale that is a latent itself are effects of a hierarchy:
+    they make a funnel with it. The guide reads their prior from the model at each draw of the latents on which they hang, for which
+    the model runs a second time up to them, and standardises them by it and by what it learns of the data (``PartialCentring``); of
+    normal effects with normal data it so has the exact posterior, in the neck of the funnel as in its mouth.
 
     Elements of different blocks are independent given the blocks on which they are conditional: of two crossed plates ``a`` and
     ``b``, the latents of ``a`` know nothing of those of ``b``. Leave the smaller one out of ``context``, where its posterior
@@ -87,7 +95,9 @@ class AutoPlateFlow(AutomaticGuide):
 
     References:
         Kingma, Welling (2014), *Auto-encoding variational Bayes*, https://arxiv.org/abs/1312.6114;
-        Agrawal, Domke (2021), *Amortized variational inference for simple hierarchical models*, https://arxiv.org/abs/2111.03144
+        Agrawal, Domke (2021), *Amortized variational inference for simple hierarchical models*, https://arxiv.org/abs/2111.03144;
+        Papaspiliopoulos, Roberts, Sköld (2007), *A general framework for the parametrization of hierarchical models*,
+        https://arxiv.org/abs/0708.3797
 
     Example:
         >>> def model(y):
@@ -155,11 +165,27 @@ class AutoPlateFlow(AutomaticGuide):
             self._start_values = {name: site["value"].detach() for name, site in sites.items()}
             self._starts = self._start()
             groups = group_by_plates(self._cond_indep_stacks, self._context)
-            check_dependence(groups, prior_parents(self._raw_model[0], args, kwargs, self._start_values))
+            parents = prior_parents(self._raw_model[0], args, kwargs, self._start_values)
+            check_dependence(groups, parents)
             self._check_repeated(args, kwargs)
-            with poutine.block():
-                call = self._read_call(args, kwargs)
+            call = self.look(*args, **kwargs)
+            self._find_effects(groups, parents, call)
             self._build(groups, call, args, kwargs)
+
+    def _find_effects(self, groups: Groups, parents: Mapping[str, Sequence[str]], call: PlateReader) -> None:
+        event_dims = {name: self.prototype_trace.nodes[name]["fn"].event_dim for name in self._start_values}
+        depth = max(
+            [value.dim() - event_dims[name] for name, value in self._start_values.items()]
+            + [-frame.dim for frame in self._prototype_frames.values()]
+        )
+        self._effects = PlateEffects(self._start_values, event_dims, depth)
+        with fork_generators():
+            torch.manual_seed(0)
+            moved = [
+                {name: self._transforms[name](value + torch.randn_like(value)) for name, value in self._starts.items()}
+                for _ in range(_MOVED)
+            ]
+            self._effects.find(self._raw_model[0], groups, parents, moved, call)
 
     def _check_repeated(self, args: Any, kwargs: Any) -> None:
         """Run the model again, with other random numbers and with other latents: what the guide reads of it must not change."""
@@ -204,7 +230,10 @@ class AutoPlateFlow(AutomaticGuide):
                 flow, options = "nsf_coupling", {"num_layers": 2 if len(loc) <= 2 else 4, **self._flow_options}
             else:
                 options = self._flow_options
-            block = PlateBlock(dims, layouts, loc, self._init_scale, flow, parents, parent_width + width, direct, options)
+            hierarchical = any(name in self._effects.names for name in names)
+            block = PlateBlock(
+                dims, layouts, loc, self._init_scale, flow, parents, parent_width + width, direct, options, hierarchical
+            )
             blocks.append(block)
         self.blocks = nn.ModuleList(blocks)
         self.sources = nn.ModuleList(sources.values())
@@ -335,8 +364,9 @@ class AutoPlateFlow(AutomaticGuide):
                 plates[name] = pyro.plate(name, frame.full_size or frame.size, dim=frame.dim)
         result: dict[str, Tensor] = {}
         seen: list[Tensor] = []
+        values: dict[str, Tensor] = {}
         for i, block in enumerate(self._parts):
-            context = self._context_of(i, seen, call)
+            context = self._context_of(i, seen, values, call)
             mask = self._masks(block, call) if block.plates else None
             with ExitStack() as stack:
                 for name in block.plates:
@@ -347,6 +377,7 @@ class AutoPlateFlow(AutomaticGuide):
                 latent = pyro.sample(site, block.distribution(context), infer={"is_auxiliary": True})
             seen.append(block.whitened(latent, context))
             for name, (value, log_det) in block.constrain(latent, call.transforms).items():
+                values[name] = value
                 event_dim = self.prototype_trace.nodes[name]["fn"].event_dim
                 log_density: Tensor | float = 0.0 if poutine.get_mask() is False else -log_det
                 with ExitStack() as stack:
@@ -357,8 +388,10 @@ class AutoPlateFlow(AutomaticGuide):
                     result[name] = pyro.sample(name, SiteDelta(value, log_density=log_density, event_dim=event_dim))
         return {name: result[name] for name in self._cond_indep_stacks}
 
-    def _context_of(self, i: int, seen: Sequence[Tensor], call: PlateReader) -> Tensor | None:
-        """What block ``i`` is told: the latents of its parents, and the rows of its elements at the dimensions of their plates."""
+    def _context_of(self, i: int, seen: Sequence[Tensor], values: Mapping[str, Tensor], call: PlateReader) -> Tensor | None:
+        """What block ``i`` is told: the latents of its parents, the rows of its elements at the dimensions of their plates, and the
+        prior of its effects at the values of the latents before.
+        """
         block = self._parts[i]
         parts = [seen[j] for j in block.parents]
         source = self._block_source[i]
@@ -371,10 +404,31 @@ class AutoPlateFlow(AutomaticGuide):
             for plate in plates:
                 shape[plate.dim] = plate.count
             parts.append(rows.reshape(*shape, rows.shape[-1]))
+        if block.hierarchical:
+            parts.extend(self._prior_of(block, values, call))
         if not parts:
             return None
         batch = torch.broadcast_shapes(*[part.shape[:-1] for part in parts])
         return torch.cat([part.expand(*batch, -1) for part in parts], -1)
+
+    def _prior_of(self, block: PlateBlock, values: Mapping[str, Tensor], call: PlateReader) -> tuple[Tensor, Tensor]:
+        """Location and log-precision ``(*, plates, d)`` of the prior of the latents of a block that are effects."""
+        names = [layout.name for layout in block.layouts if layout.name in self._effects.names]
+        if self._raw_model[0] is None:
+            raise ValueError("this guide was unpickled without its model; give it back by guide.set_model(model)")
+        priors = self._effects.priors(self._raw_model[0], names, values, call)
+        parts: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for layout in block.layouts:
+            if layout.name in priors:
+                event = len(layout.unconstrained_event_shape)
+                pair = [layout.pack(part.to(self.like), part.dim() - event) for part in priors[layout.name]]
+            else:
+                pair = list(no_prior(self.like.new_zeros(layout.stop - layout.start)))
+            for into, part in zip(parts, pair, strict=True):
+                into.append(part)
+        batch = torch.broadcast_shapes(*[part.shape[:-1] for part in parts[0] + parts[1]])
+        loc, log_precision = (torch.cat([part.expand(*batch, -1) for part in side], -1) for side in parts)
+        return loc, log_precision
 
     # Draws and densities
 
@@ -393,12 +447,15 @@ class AutoPlateFlow(AutomaticGuide):
         with torch.no_grad():
             contexts: list[Tensor | None] = []
             seen: list[Tensor] = []
+            values: dict[str, Tensor] = {}
             for i, block in enumerate(self._parts):
-                context = self._context_of(i, seen, call)
+                context = self._context_of(i, seen, values, call)
                 batch = () if context is None else context.shape[:-1]
                 batch = torch.broadcast_shapes(batch, (64, *(1 for _ in range(self._depth))))
                 contexts.append(context)
-                seen.append(block.whitened(block.distribution(context).expand(batch).sample(), context))
+                latent = block.distribution(context).expand(batch).sample()
+                seen.append(block.whitened(latent, context))
+                values.update({name: value for name, (value, _) in block.constrain(latent, call.transforms).items()})
             for block, context, source in zip(self._parts, contexts, self._block_source, strict=True):
                 factors = block.recentre(context)
                 rows = None if source is None else self.sources[source]
@@ -510,15 +567,18 @@ class AutoPlateFlow(AutomaticGuide):
     def _draw_together(self, num_samples: int, call: PlateReader) -> tuple[dict[str, Tensor], Tensor]:
         result: dict[str, Tensor] = {}
         seen: list[Tensor] = []
+        values: dict[str, Tensor] = {}
         total = self.like.new_zeros(()).expand(num_samples)
         for i, block in enumerate(self._parts):
-            context = self._context_of(i, seen, call)
+            context = self._context_of(i, seen, values, call)
             batch = () if context is None else context.shape[:-1]
             batch = torch.broadcast_shapes(batch, (num_samples, *(1 for _ in range(self._depth))))
             latent, log_q = block.distribution(context).expand(batch).rsample_and_log_prob()
             mask = self._masks(block, call) if block.plates else None
             total = total + _unmasked(log_q, mask).reshape(num_samples, -1).sum(-1)
             seen.append(block.whitened(latent, context))
+            if self._effects.names:
+                values.update({name: value for name, (value, _) in block.constrain(latent, call.transforms).items()})
             for layout in block.layouts:
                 value = layout.unpack(latent)
                 shape = self._unconstrained_shape(layout, call)
@@ -534,9 +594,10 @@ class AutoPlateFlow(AutomaticGuide):
         """
         total = self.like.new_zeros(())
         seen: list[Tensor] = []
+        values: dict[str, Tensor] = {}
         depth = self._depth
         for i, block in enumerate(self._parts):
-            context = self._context_of(i, seen, call)
+            context = self._context_of(i, seen, values, call)
             parts = []
             for layout in block.layouts:
                 value = unconstrained[layout.name]
@@ -547,6 +608,8 @@ class AutoPlateFlow(AutomaticGuide):
                 parts.append(layout.pack(value, lead + depth))
             batch = torch.broadcast_shapes(*[part.shape[:-1] for part in parts])
             latent = torch.cat([part.expand(*batch, -1) for part in parts], -1)
+            if self._effects.names:
+                values.update({name: value for name, (value, _) in block.constrain(latent, call.transforms).items()})
             log_q = block.distribution(context).log_prob(latent)
             log_q = _unmasked(log_q, self._masks(block, call) if block.plates else None)
             total = total + log_q.reshape(*log_q.shape[: log_q.dim() - depth], -1).sum(-1)
@@ -560,13 +623,12 @@ class AutoPlateFlow(AutomaticGuide):
     @property
     def _depth(self) -> int:
         """Batch dimensions of the sites, to the left of which draws stand."""
-        own = max(len(layout.batch_shape) for block in self._parts for layout in block.layouts)
-        return max([own, *(-frame.dim for frame in self._prototype_frames.values())])
+        return self._effects.depth
 
     @property
     def like(self) -> Tensor:
         """A tensor of the dtype and on the device of the latents."""
-        return self._parts[0].frame.loc
+        return self._parts[0].like
 
     def sample(self, num_samples: int, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Draws of all latents of the elements of one call.

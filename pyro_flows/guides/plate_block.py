@@ -13,8 +13,17 @@ from torch import Tensor, nn
 
 from pyro_flows.distributions import FlowDistribution
 from pyro_flows.flows.registry import FlowFactory, build
-from pyro_flows.transforms import AffineTril, Compose, Elementwise, FlowTransform
-from pyro_flows.transforms.lower_cholesky_affine import LowerCholeskyAffine
+from pyro_flows.nn import MLP
+from pyro_flows.transforms import (
+    AffineTril,
+    Compose,
+    Elementwise,
+    FlowTransform,
+    LeadingContext,
+    LowerCholeskyAffine,
+    PartialCentring,
+)
+from pyro_flows.transforms.context_parameters import ContextParameters
 from pyro_flows.transforms.univariate import Affine
 
 #: Dimensions from which on an affine layer is elementwise: a full matrix has too many weights.
@@ -88,7 +97,9 @@ class PlateBlock(nn.Module):
 
     One conditional flow :math:`f_\theta`, shared by the elements and at the identity when training starts, then an affine map whose
     parameters are linear in the context :math:`c_i`, then a fixed location and scale, the units in which steps are taken. The
-    latents without a plate are a block too, of one element.
+    latents without a plate are a block too, of one element. Effects whose prior has a scale that is a latent itself have
+    :class:`PartialCentring` in place of the fixed location and scale: they are standardised by their prior and a learned normal
+    likelihood.
 
     Args:
         plates: Names of the plates, outermost first, and their dimensions; empty for latents without.
@@ -100,6 +111,7 @@ class PlateBlock(nn.Module):
         context_dim: Size of the whole context.
         direct: Where in the context the row stands whose numbers add to location and log-scale, and how many; None for none.
         flow_options: Of a registered flow.
+        hierarchical: Whether it is told the prior of its latents.
 
     Example:
         >>> layout = SiteLayout("x", 0, torch.Size([]), torch.Size([5]), (), 0, 1)
@@ -119,6 +131,7 @@ class PlateBlock(nn.Module):
         context_dim: int,
         direct: tuple[int, int] | None = None,
         flow_options: Mapping[str, Any] | None = None,
+        hierarchical: bool = False,
     ) -> None:
         super().__init__()
         self.plates = dict(plates)
@@ -126,10 +139,18 @@ class PlateBlock(nn.Module):
         self.parents = tuple(parents)
         dim = len(loc)
         inner = build(flow, dim, context_dim, **(flow_options or {}))
-        outer = _affine(dim, context_dim, loc, init_scale, direct)
+        inner = inner.to(loc)
+        outer = _affine(dim, 0 if hierarchical else context_dim).to(loc)
         self.direct = direct
-        frame = LowerCholeskyAffine(torch.zeros_like(loc), torch.ones_like(loc))
-        self.joint = FlowDistribution(Compose([inner.to(loc), outer.to(loc), frame]))
+        self.hierarchical = hierarchical
+        frame: LowerCholeskyAffine | PartialCentring
+        if hierarchical:
+            frame = PartialCentring(dim, context_dim + 2 * dim).to(loc)
+            inner, outer = LeadingContext(inner, frame.context_dim), LeadingContext(outer, frame.context_dim)
+        else:
+            frame = LowerCholeskyAffine(torch.zeros_like(loc), torch.ones_like(loc))
+        self.joint = FlowDistribution(Compose([inner, outer, frame]))
+        self._start(loc, init_scale)
 
     @property
     def dim(self) -> int:
@@ -148,24 +169,56 @@ class PlateBlock(nn.Module):
     def whitened(self, latent: Tensor, context: Tensor | None) -> Tensor:
         """The vectors before the affine map, of order one, in which other blocks see them."""
         _, affine, frame = self._parts
-        return affine.inverse_and_log_det(frame.inverse_and_log_det(latent)[0], context)[0]
+        told = context if frame.context_dim else None
+        return affine.inverse_and_log_det(frame.inverse_and_log_det(latent, told)[0], context)[0]
 
     @property
-    def _parts(self) -> tuple[FlowTransform, FlowTransform, LowerCholeskyAffine]:
+    def _parts(self) -> tuple[FlowTransform, FlowTransform, LowerCholeskyAffine | PartialCentring]:
         return tuple(self.joint.transform.parts)  # type: ignore[union-attr, arg-type, return-value]
 
     @property
-    def frame(self) -> LowerCholeskyAffine:
-        """The fixed location and scale."""
+    def frame(self) -> LowerCholeskyAffine | PartialCentring:
+        """The last map: a fixed location and scale, or the one that standardises effects."""
         return self._parts[2]
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor of the dtype and on the device of the latents."""
+        frame = self.frame
+        return frame.centre if isinstance(frame, PartialCentring) else frame.loc
 
     def flow_parameters(self) -> Iterator[nn.Parameter]:
         """Those of the flow, which are not those of the affine map."""
         return self._parts[0].parameters()
 
+    @property
+    def _location_scale(self) -> FlowTransform:
+        """The map whose location and scale are learned for each element."""
+        _, affine, frame = self._parts
+        return frame if isinstance(frame, PartialCentring) else affine
+
+    @torch.no_grad()
+    def _start(self, loc: Tensor, init_scale: float) -> None:
+        log_scale = torch.full_like(loc, math.log(init_scale))
+        layer = self._location_scale
+        if isinstance(layer, Elementwise):
+            univariate = layer.univariate
+            params, start = layer.conditioner, {"raw": torch.stack([loc, univariate.raw_log_scale(log_scale)])}  # type: ignore[operator]
+        elif isinstance(layer, PartialCentring):
+            params, start = layer.params, {"bias": loc, "log_scale": log_scale}
+        else:
+            params, start = layer.params, {"bias": loc, "log_diagonal": log_scale}  # type: ignore[assignment]
+        for name, value in start.items():
+            params.get_parameter(name).copy_(value)
+        if self.direct is not None and params.network is not None:
+            first, width = self.direct
+            weight = params.network.layers[-1].get_parameter("weight")
+            for i in range(min(2 * self.dim, width)):  # locations first, then log-scales
+                weight[i, first + i] = 1.0
+
     @torch.no_grad()
     def recentre(self, context: Tensor | None) -> Tensor | None:
-        """Make mean location and scale of the affine map at some contexts the fixed ones; the distribution stays what it is.
+        """Make mean location and scale of the latents at some contexts the units of learning; the distribution stays what it is.
 
         A map that is elementwise, for want of weights for a full one, is left as it is.
 
@@ -175,21 +228,33 @@ class PlateBlock(nn.Module):
         Returns:
             Factors ``(d,)`` by which the numbers of learned rows that add to locations must be multiplied; None if there are none.
         """
-        _, affine, frame = self._parts
-        if not isinstance(affine, AffineTril):
+        layer, frame = self._location_scale, self.frame
+        if isinstance(layer, Elementwise):
             return None
-        bias, log_diagonal, _ = affine.params(context)
-        loc, log_scale = bias.reshape(-1, self.dim).mean(0), log_diagonal.reshape(-1, self.dim).mean(0)
+        params: ContextParameters = layer.params  # type: ignore[assignment]
+        if isinstance(frame, PartialCentring):
+            told = None if params.network is None or context is None else context[..., : frame.context_dim - 2 * self.dim]
+            bias = params(told)[0]
+            log_scale = frame.location_and_log_scale(context)[1]  # type: ignore[arg-type]
+            unit = frame.unit.clone()
+            log_scale = log_scale - unit.log()
+        else:
+            bias, log_scale, _ = params(context)
+            unit = frame.scale_tril.diagonal().clone()
+        loc, log_scale = bias.reshape(-1, self.dim).mean(0), log_scale.reshape(-1, self.dim).mean(0)
         scale = log_scale.exp()
         if not bool(torch.isfinite(loc).all() & torch.isfinite(scale).all() & (scale > 0).all()):
             return None
-        unit = frame.scale_tril.diagonal().clone()
-        frame.set(frame.loc + unit * loc, unit * scale)
-        affine.params.get_parameter("bias").sub_(loc).div_(scale)
-        affine.params.get_parameter("log_diagonal").sub_(log_scale)
-        if affine.params.network is None:
+        params.get_parameter("bias").sub_(loc).div_(scale)
+        if isinstance(frame, PartialCentring):
+            frame.centre.add_(unit * loc)
+            frame.unit.mul_(scale)
+        else:
+            frame.set(frame.loc + unit * loc, unit * scale)
+            params.get_parameter("log_diagonal").sub_(log_scale)
+        if params.network is None:
             return None
-        last = affine.params.network.layers[-1]
+        last = params.network.layers[-1]  # the only one
         last.get_parameter("weight")[: self.dim].div_(scale[:, None])
         last.get_parameter("bias")[: self.dim].div_(scale)
         if self.direct is None:
@@ -198,8 +263,17 @@ class PlateBlock(nn.Module):
         count = min(self.dim, width)
         if not self._flow_is_identity(context):
             return None  # it sees the rows, and would be another with other rows
-        last.get_parameter("weight")[:, first : first + count].mul_(scale[:count])
+        for network in self._linear_in_context():
+            network.layers[-1].get_parameter("weight")[:, first : first + count].mul_(scale[:count])
         return 1 / scale[:count]
+
+    def _linear_in_context(self) -> Iterator[MLP]:
+        """The networks of all maps but the flow, which have one layer."""
+        for part in self._parts[1:]:
+            layer = part.transform if isinstance(part, LeadingContext) else part
+            params = getattr(layer, "conditioner", None) or getattr(layer, "params", None)
+            if isinstance(params, ContextParameters) and params.network is not None:
+                yield params.network
 
     def _flow_is_identity(self, context: Tensor | None) -> bool:
         batch = () if context is None else context.shape[:-1]
@@ -223,24 +297,8 @@ class PlateBlock(nn.Module):
         return result
 
 
-def _affine(dim: int, context_dim: int, loc: Tensor, init_scale: float, direct: tuple[int, int] | None) -> FlowTransform:
-    """An affine map, linear in the context, that starts at a location and a scale."""
-    full = dim <= _FULL_UP_TO[context_dim > 0]
-    affine: AffineTril | Elementwise
-    if full:
-        affine = AffineTril(dim, context_dim, hidden_dims=())
-        params, start = affine.params, {"bias": loc, "log_diagonal": torch.full_like(loc, math.log(init_scale))}
-    else:
-        univariate = Affine(log_scale_bound=10.0)
-        affine = Elementwise(dim, univariate, context_dim, hidden_dims=())
-        raw = univariate.raw_log_scale(torch.full_like(loc, math.log(init_scale)))
-        params, start = affine.conditioner, {"raw": torch.stack([loc, raw])}
-    with torch.no_grad():
-        for name, value in start.items():
-            params.get_parameter(name).copy_(value)
-        if direct is not None and params.network is not None:
-            first, width = direct
-            weight = params.network.layers[-1].get_parameter("weight")
-            for i in range(min(2 * dim, width)):  # locations first, then log-scales
-                weight[i, first + i] = 1.0
-    return affine
+def _affine(dim: int, context_dim: int) -> FlowTransform:
+    """An affine map, linear in the context."""
+    if dim <= _FULL_UP_TO[context_dim > 0]:
+        return AffineTril(dim, context_dim, hidden_dims=())
+    return Elementwise(dim, Affine(log_scale_bound=10.0), context_dim, hidden_dims=())

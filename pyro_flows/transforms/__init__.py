@@ -10,9 +10,11 @@ from .core import Conditioned, FlowTransform, Inverse
 from .coupling import Coupling
 from .elementwise import Elementwise
 from .householder import Householder
+from .leading_context import LeadingContext
 from .lower_cholesky_affine import LowerCholeskyAffine
 from .lu_linear import LULinear
 from .non_centring import NonCentring
+from .partial_centring import PartialCentring
 from .permutation import Permutation
 from .planar import Planar
 from .radial import Radial
@@ -34,8 +36,10 @@ __all__ = [
     "Householder",
     "Inverse",
     "LULinear",
+    "LeadingContext",
     "LowerCholeskyAffine",
     "NonCentring",
+    "PartialCentring",
     "Permutation",
     "Planar",
     "Radial",
