@@ -41,7 +41,7 @@ from .site_delta import SiteDelta
 #: Draws times latents that are made at once; more do not fit a cache on the way.
 _LATENTS_AT_ONCE = 100_000
 #: Values of the latents at which it is seen which priors depend on them.
-_MOVED = 5
+_MOVED = 7
 
 
 class AutoPlateFlow(AutomaticGuide):
@@ -366,7 +366,7 @@ class AutoPlateFlow(AutomaticGuide):
         seen: list[Tensor] = []
         values: dict[str, Tensor] = {}
         for i, block in enumerate(self._parts):
-            context = self._context_of(i, seen, values, call)
+            context = self._context_of(i, seen, values, call, checked=False)  # the model itself is run at these draws
             mask = self._masks(block, call) if block.plates else None
             with ExitStack() as stack:
                 for name in block.plates:
@@ -388,7 +388,9 @@ class AutoPlateFlow(AutomaticGuide):
                     result[name] = pyro.sample(name, SiteDelta(value, log_density=log_density, event_dim=event_dim))
         return {name: result[name] for name in self._cond_indep_stacks}
 
-    def _context_of(self, i: int, seen: Sequence[Tensor], values: Mapping[str, Tensor], call: PlateReader) -> Tensor | None:
+    def _context_of(
+        self, i: int, seen: Sequence[Tensor], values: Mapping[str, Tensor], call: PlateReader, *, checked: bool = True
+    ) -> Tensor | None:
         """What block ``i`` is told: the latents of its parents, the rows of its elements at the dimensions of their plates, and the
         prior of its effects at the values of the latents before.
         """
@@ -405,18 +407,18 @@ class AutoPlateFlow(AutomaticGuide):
                 shape[plate.dim] = plate.count
             parts.append(rows.reshape(*shape, rows.shape[-1]))
         if block.hierarchical:
-            parts.extend(self._prior_of(block, values, call))
+            parts.extend(self._prior_of(block, values, call, checked))
         if not parts:
             return None
         batch = torch.broadcast_shapes(*[part.shape[:-1] for part in parts])
         return torch.cat([part.expand(*batch, -1) for part in parts], -1)
 
-    def _prior_of(self, block: PlateBlock, values: Mapping[str, Tensor], call: PlateReader) -> tuple[Tensor, Tensor]:
+    def _prior_of(self, block: PlateBlock, values: Mapping[str, Tensor], call: PlateReader, checked: bool) -> tuple[Tensor, Tensor]:
         """Location and log-precision ``(*, plates, d)`` of the prior of the latents of a block that are effects."""
         names = [layout.name for layout in block.layouts if layout.name in self._effects.names]
         if self._raw_model[0] is None:
             raise ValueError("this guide was unpickled without its model; give it back by guide.set_model(model)")
-        priors = self._effects.priors(self._raw_model[0], names, values, call)
+        priors = self._effects.priors(self._raw_model[0], names, values, call, checked=checked)
         parts: tuple[list[Tensor], list[Tensor]] = ([], [])
         for layout in block.layouts:
             if layout.name in priors:

@@ -242,3 +242,174 @@ def test_a_prior_that_changes_its_family_is_named():
     guide = pf.AutoPlateFlow(model, {"schools": 2}).setup(Y, dist.Normal)
     with pytest.raises(ValueError, match="prior of latent site 'theta' was of a location-scale family at setup"):
         guide(Y, lambda mu, tau: dist.TransformedDistribution(dist.Normal(mu, tau), []))
+
+
+# What an attack found
+
+
+def scores(guide, *args, count=4):
+    """Log-densities of draws, together and one by one."""
+    draws = guide.sample(count, *args)
+    together = guide.log_prob(draws, *args)
+    return together, torch.stack([guide.log_prob({n: v[i] for n, v in draws.items()}, *args) for i in range(count)])
+
+
+def test_a_prior_behind_random_numbers_is_no_effect():
+    @pyro.infer.config_enumerate
+    def mixture(y, odds=0.05):
+        mu, tau = scales()
+        k = pyro.sample("k", dist.Bernoulli(odds))
+        with pyro.plate("schools", len(y)):
+            theta = pyro.sample("theta", dist.Normal(mu + 5 * k, tau))
+            pyro.sample("y", dist.Normal(theta, 1.0), obs=y)
+
+    for model in (mixture, poutine.block(mixture, hide=["k"])):
+        guide = pf.AutoPlateFlow(model, {"schools": 4}).setup(Y)
+        assert not guide._effects.names
+
+    network = nn.Sequential(nn.Linear(1, 1), nn.Dropout(0.5)).eval()
+
+    def dropped(y):
+        mu, tau = scales()
+        with pyro.plate("schools", len(y)):
+            theta = pyro.sample("theta", dist.Normal(mu + network(y[:, None])[:, 0], tau))
+            pyro.sample("y", dist.Normal(theta, 1.0), obs=y)
+
+    guide = pf.AutoPlateFlow(dropped, {"schools": 4}).setup(Y)
+    assert guide._effects.names == {"theta"}
+    network.train()
+    with pytest.raises(ValueError, match=r"draws random numbers before latent sites \['theta'\]"):
+        guide(Y)
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-5])
+def test_draws_that_a_model_would_mix_are_read_one_by_one(unit):
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        tau = pyro.sample("tau", dist.HalfNormal(1.0))
+        with pyro.plate("schools", len(y)):
+            theta = pyro.sample("theta", dist.Normal(unit * mu.mean(), unit * tau))
+            pyro.sample("y", dist.Normal(theta, unit), obs=unit * y)
+
+    guide = pf.AutoPlateFlow(model, {"schools": 4}).setup(Y)
+    assert guide._effects.names == {"theta"} and not guide._effects.together
+    torch.testing.assert_close(*scores(guide, Y), rtol=1e-4, atol=1e-2)
+
+
+def test_a_branch_that_opens_later_is_noticed():
+    def model(y, robust):
+        mu = pyro.sample("mu", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        tau = pyro.sample("tau", dist.HalfNormal(1.0))
+        with pyro.plate("schools", len(y)):
+            loc = mu.median() if robust else mu.mean(-1)
+            theta = pyro.sample("theta", dist.Normal(loc, tau))
+            pyro.sample("y", dist.Normal(theta, 1.0), obs=y)
+
+    guide = randomised(pf.AutoPlateFlow(model, {"schools": 4}).setup(Y, False))
+    assert guide._effects.together
+    for robust in (False, True):
+        torch.testing.assert_close(*scores(guide, Y, robust), rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("count", [3, 4, 5, 7])
+def test_sizes_of_plates_do_not_pass_for_draws(count):
+    def by_group(y):
+        with pyro.plate("groups", count):
+            tau = pyro.sample("tau", dist.HalfNormal(1.0))
+        with pyro.plate("schools", count) as i:
+            theta = pyro.sample("theta", dist.Normal(0.0, tau[i]))
+            pyro.sample("y", dist.Normal(theta, 1.0), obs=y[:count])
+
+    def behind_data(y):
+        mu, tau = scales()
+        with pyro.plate("outer", count, dim=-2):
+            pyro.sample("z", dist.Normal(mu, 1.0), obs=torch.zeros(count, 1))
+        with pyro.plate("schools", len(y), dim=-1):
+            theta = pyro.sample("theta", dist.Normal(mu, tau))
+            pyro.sample("y", dist.Normal(theta, 1.0), obs=y)
+
+    for model in (by_group, behind_data):
+        guide = pf.AutoPlateFlow(model, {"schools": 4}).setup(Y)
+        assert guide._effects.names == {"theta"}
+        for draws in (3, 7, count):
+            torch.testing.assert_close(*scores(guide, Y, count=draws), rtol=1e-4, atol=1e-2)
+
+
+def test_parameters_of_the_model_are_not_trained_through_the_guide():
+    """The gradient of a weighted objective to a parameter of the prior is that of the model alone, whatever the objective."""
+    slope = nn.Linear(1, 1)
+
+    def model(y):
+        pyro.module("slope", slope)
+        shift, spread = pyro.param("shift", torch.tensor(0.3)), pyro.param("spread", torch.tensor(1.0), dist.constraints.positive)
+        tau = pyro.sample("tau", dist.HalfNormal(spread))
+        with pyro.plate("schools", len(y)):
+            theta = pyro.sample("theta", dist.Normal(shift + slope(y[:, None])[:, 0], tau * spread))
+            pyro.sample("y", dist.Normal(theta, 1.0), obs=y)
+
+    guide = pf.AutoPlateFlow(model, {"schools": 4}, flow="affine").setup(Y)
+    assert guide._effects.names == {"theta"}
+    values = guide(Y)
+    leaves = [*slope.parameters(), *(pyro.param(name).unconstrained() for name in ("shift", "spread"))]
+    assert all(leaf.requires_grad for leaf in leaves)
+    found = torch.autograd.grad(guide.log_prob(values, Y), leaves, allow_unused=True)
+    assert found == (None,) * 4
+    loss = Trace_ELBO().differentiable_loss(model, guide, Y)
+    assert all(torch.isfinite(gradient).all() for gradient in torch.autograd.grad(loss, leaves))
+
+
+@pytest.mark.parametrize("unit", [1.0, 1e-12, 1e12])
+def test_any_unit_will_do_in_double_precision(unit):
+    y = unit * Y.double()
+
+    def model(y):
+        zero = y.new_zeros(())
+        tau = pyro.sample("tau", dist.HalfNormal(zero + unit))
+        with pyro.plate("schools", len(y)):
+            theta = pyro.sample("theta", dist.Normal(zero, tau))
+            pyro.sample("y", dist.Normal(theta, unit), obs=y)
+
+    guide = pf.AutoPlateFlow(model, {"schools": 2}, flow="affine").setup(y)
+    with torch.no_grad():
+        frame = guide.blocks[1].frame
+        frame.unit.fill_(unit)
+        frame.params.bias.zero_()
+        frame.params.log_scale.fill_(math.log(unit))
+        guide.sources[0].table.weight[:, 0] = y / unit
+    call = guide.look(y)
+    for tau in (1e-3, 0.1, 5.0):
+        tau = torch.tensor(tau * unit).double()
+        precision = tau**-2 + unit**-2
+        posterior = dist.Normal(y / unit**2 / precision, precision**-0.5)
+        theta = posterior.sample((2,))
+        found = guide.score({"tau": tau.log(), "theta": theta}, call)
+        expected = posterior.log_prob(theta).sum(-1)
+        torch.testing.assert_close(found[0] - found[1], expected[0] - expected[1], rtol=1e-3, atol=1e-2)
+
+
+def test_a_prior_that_is_not_finite_gives_no_number():
+    def model(y, spoilt):
+        mu, tau = scales()
+        with pyro.plate("schools", len(y)):
+            theta = pyro.sample("theta", dist.Normal(mu, tau * spoilt, validate_args=False))
+            pyro.sample("y", dist.Normal(theta, 1.0), obs=y)
+
+    guide = pf.AutoPlateFlow(model, {"schools": 4}).setup(Y, 1.0)
+    values = guide(Y, 1.0)
+    for spoilt in (math.nan, math.inf, -1.0, 0.0):
+        assert torch.isnan(guide.log_prob(values, Y, spoilt))
+
+
+def test_scoring_draws_no_random_numbers():
+    def model(y):
+        mu, tau = scales()
+        with pyro.plate("schools", len(y)):
+            beside = pyro.sample("beside", dist.Normal(0.0, 1.0))
+            theta = pyro.sample("theta", dist.Normal(mu, tau))
+            pyro.sample("y", dist.Normal(theta + beside, 1.0), obs=y)
+
+    guide = pf.AutoPlateFlow(model, {"schools": 4}).setup(Y)
+    draws = guide.sample(3, Y)
+    before = torch.get_rng_state()
+    guide.log_prob(draws, Y)
+    assert torch.equal(before, torch.get_rng_state())
