@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .diagnostics import Diagnosis
     from .distributions import FlowDistribution
     from .guides import AmortizedFlow, AutoFlow, AutoPlateFlow
-    from .infer import Fit, evaluate_nll, fit, fit_amortized
+    from .infer import Fit, evaluate_nll, fit, fit_amortized, fit_density
     from .model import Simulations, SimulatorModel, simulate
 
 __version__ = "0.1.0.dev0"
@@ -34,6 +34,7 @@ __all__ = [
     "evaluate_nll",
     "fit",
     "fit_amortized",
+    "fit_density",
     "flows",
     "guides",
     "infer",
@@ -57,6 +58,7 @@ _HOME = {
     "evaluate_nll": "infer",
     "fit": "infer",
     "fit_amortized": "infer",
+    "fit_density": "infer",
     "simulate": "model",
 }
 

@@ -8,6 +8,7 @@ import torch
 
 from pyro_flows import flows
 from pyro_flows import transforms as t
+from pyro_flows.nn import FirstNumbers
 
 Factory = Callable[[int, int], t.FlowTransform]
 
@@ -21,8 +22,18 @@ TRANSFORMS: dict[str, Factory] = {
     "Autoregressive(Shift)": lambda d, c: t.Autoregressive(d, t.Shift(), c, hidden_dims=(8,)),
     "Autoregressive(Affine)": lambda d, c: t.Autoregressive(d, t.Affine(), c, hidden_dims=(8,)),
     "Autoregressive(RQS)": lambda d, c: t.Autoregressive(d, t.RationalQuadraticSpline(), c, hidden_dims=(8,)),
+    "Elementwise(DeepSigmoid)": lambda d, c: t.Elementwise(d, t.DeepSigmoid(3), c, hidden_dims=(8,)),
+    "Coupling(MixtureCDF, logistic)": lambda d, c: t.Coupling(d, t.MixtureCDF(3), c, hidden_dims=(8,)),
+    "Elementwise(MixtureCDF, gaussian)": lambda d, c: t.Elementwise(d, t.MixtureCDF(3, "gaussian"), c, hidden_dims=(8,)),
+    "Coupling(Bernstein)": lambda d, c: t.Coupling(d, t.Bernstein(5), c, hidden_dims=(8,)),
+    "Coupling(SumOfSquares)": lambda d, c: t.Coupling(d, t.SumOfSquares(2, 2), c, hidden_dims=(8,)),
+    "Coupling(MonotonicNetwork)": lambda d, c: t.Coupling(d, t.MonotonicNetwork(3, (8,)), c, hidden_dims=(8,)),
     "AffineTril": t.AffineTril,
+    "BlockAutoregressive": lambda d, c: t.BlockAutoregressive(d, c, hidden_factor=3, num_hidden=2),
+    "LowRankAffine": t.LowRankAffine,
     "LULinear": t.LULinear,
+    "Orthogonal(cayley)": t.Orthogonal,
+    "Orthogonal(exponential)": lambda d, c: t.Orthogonal(d, c, method="exponential"),
     "Householder": t.Householder,
     "Planar": t.Planar,
     "Radial": t.Radial,
@@ -55,7 +66,7 @@ UNCONDITIONAL: dict[str, Factory] = {
 # These need a context of their own, beside what they are given.
 TOLD: dict[str, Factory] = {
     "PartialCentring": lambda d, c: t.PartialCentring(d, 2 * d + c),
-    "LeadingContext": lambda d, c: t.LeadingContext(t.AffineTril(d, d + c), 2 * d + c),
+    "ContextMap": lambda d, c: t.ContextMap(t.AffineTril(d, d + c), FirstNumbers(d + c), 2 * d + c),
 }
 
 FLOWS: dict[str, Factory] = {name: flows.get(name) for name in flows.names()}

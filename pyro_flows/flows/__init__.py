@@ -3,23 +3,33 @@
 from __future__ import annotations
 
 from .affine import affine
+from .bernstein import bernstein
+from .bnaf import bnaf
+from .gaussianization import gaussianization
 from .maf import iaf, maf
+from .naf import naf
 from .nice import nice
 from .nsf import nsf_autoregressive, nsf_coupling
 from .planar import planar
 from .radial import radial
 from .real_nvp import real_nvp
 from .registry import FlowInfo, build, get, info, names, register, unregister
+from .sospf import sospf
 from .sylvester import sylvester
+from .umnn import umnn
 
 __all__ = [
     "FlowInfo",
     "affine",
+    "bernstein",
+    "bnaf",
     "build",
+    "gaussianization",
     "get",
     "iaf",
     "info",
     "maf",
+    "naf",
     "names",
     "nice",
     "nsf_autoregressive",
@@ -28,6 +38,8 @@ __all__ = [
     "radial",
     "real_nvp",
     "register",
+    "sospf",
     "sylvester",
+    "umnn",
     "unregister",
 ]

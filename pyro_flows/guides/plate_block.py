@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from pyro_flows.distributions import FlowDistribution
 from pyro_flows.flows.registry import FlowFactory, build
-from pyro_flows.nn import MLP
+from pyro_flows.nn import MLP, FirstNumbers
 from pyro_flows.transforms import (
     AffineTril,
     Compose,
+    ContextMap,
     Elementwise,
     FlowTransform,
-    LeadingContext,
     LowerCholeskyAffine,
     PartialCentring,
 )
@@ -146,7 +146,7 @@ class PlateBlock(nn.Module):
         frame: LowerCholeskyAffine | PartialCentring
         if hierarchical:
             frame = PartialCentring(dim, context_dim + 2 * dim).to(loc)
-            inner, outer = LeadingContext(inner, frame.context_dim), LeadingContext(outer, frame.context_dim)
+            inner, outer = ContextMap(inner, FirstNumbers(context_dim), frame.context_dim), outer
         else:
             frame = LowerCholeskyAffine(torch.zeros_like(loc), torch.ones_like(loc))
         self.joint = FlowDistribution(Compose([inner, outer, frame]))
@@ -270,8 +270,7 @@ class PlateBlock(nn.Module):
     def _linear_in_context(self) -> Iterator[MLP]:
         """The networks of all maps but the flow, which have one layer."""
         for part in self._parts[1:]:
-            layer = part.transform if isinstance(part, LeadingContext) else part
-            params = getattr(layer, "conditioner", None) or getattr(layer, "params", None)
+            params = getattr(part, "conditioner", None) or getattr(part, "params", None)
             if isinstance(params, ContextParameters) and params.network is not None:
                 yield params.network
 

@@ -8,6 +8,7 @@ from .descent import Schedule
 from .distributed import Distributed
 from .evaluate_nll import NLLEstimate, evaluate_nll
 from .fit import fit
+from .fit_density import DensityFit, fit_density
 from .forward_kl import ForwardKLELBO
 from .full_size import FullSize
 from .gaussian import Gaussian
@@ -22,6 +23,7 @@ __all__ = [
     "AmortizedFit",
     "Checkpoint",
     "DReGELBO",
+    "DensityFit",
     "Distributed",
     "Fit",
     "ForwardKLELBO",
@@ -36,5 +38,6 @@ __all__ = [
     "evaluate_nll",
     "fit",
     "fit_amortized",
+    "fit_density",
     "fit_truncated",
 ]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from pyro_flows.diagnostics import Diagnosis, diagnose, psis, psis_resample, usable_log_weights
@@ -19,10 +17,8 @@ from pyro_flows.model.latents import FlatLatents
 from pyro_flows.model.simulate import Simulations, SimulationTarget, draw
 
 from .amortized_verdict import weighted_draws
+from .maximum_likelihood import check_likelihood_options, maximise_likelihood
 from .result import check_count, check_seed
-
-_CLIP = 5.0
-_WARMUP = 0.05
 
 
 @dataclass
@@ -193,7 +189,8 @@ def fit_amortized(
         >>> bool((guide.sample(torch.ones(3), 1000, seed=0)["mean"].mean() - 0.75).abs() < 0.15)
         True
     """
-    _check_arguments(guide, simulations, lr, batch_size, max_epochs, patience, validation_share, max_time, seed)
+    _check_arguments(guide, simulations, seed)
+    check_likelihood_options(lr, batch_size, max_epochs, patience, validation_share, max_time)
     with torch.random.fork_rng(enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
@@ -220,30 +217,11 @@ def fit_amortized(
         )
 
 
-def _check_arguments(
-    guide: Any,
-    simulations: Any,
-    lr: Any,
-    batch_size: Any,
-    max_epochs: Any,
-    patience: Any,
-    validation_share: Any,
-    max_time: Any,
-    seed: Any,
-) -> None:
+def _check_arguments(guide: Any, simulations: Any, seed: Any) -> None:
     if not isinstance(guide, AmortizedFlow):
         raise ValueError(f"guide must be an AmortizedFlow, got {type(guide).__name__}; pf.fit trains other guides")
     if simulations is not None and not isinstance(simulations, Simulations):
         raise ValueError(f"simulations must be what pf.simulate returns, or None, got {type(simulations).__name__}")
-    if not (isinstance(lr, (int, float)) and 0 < lr < math.inf):
-        raise ValueError(f"lr must be a positive number, got {lr!r}")
-    for name, value in (("batch_size", batch_size), ("max_epochs", max_epochs), ("patience", patience)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} must be a positive integer, got {value!r}")
-    if not 0 < validation_share < 1:
-        raise ValueError(f"validation_share must lie between 0 and 1, got {validation_share!r}")
-    if max_time is not None and not (isinstance(max_time, (int, float)) and max_time > 0):
-        raise ValueError(f"max_time must be a positive number of seconds or None, got {max_time!r}")
     check_seed(seed)
 
 
@@ -273,14 +251,42 @@ def _train(
                 with torch.no_grad():
                     features = guide.features(i, vector[train])
                 guide.member(i).flow.initialize(guide.standard.inverse_and_log_det(flat[train])[0], features)
-            limit = None if max_time is None else began + max_time * (i + 1) / guide.num_members
-            _Member(guide, i, done, bar, target, max_epochs, limit, **options).run(flat, vector, train, held)
+            run = maximise_likelihood(
+                guide.member(i),
+                _loss_of(guide, i),
+                (flat[train], vector[train]),
+                (flat[held], vector[held]),
+                max_epochs=max_epochs,
+                limit=None if max_time is None else began + max_time * (i + 1) / guide.num_members,
+                bar=bar,
+                hint="lower lr, or look for simulated data of very different magnitudes, which standardisation does not bring "
+                "together: take their logarithms in the model",
+                renew=None if target is None else _renewal(guide, target, len(train)),
+                **options,
+            )
+            done.losses.append(run.losses)
+            done.validation_losses.append(run.validation_losses)
+            done.best_epochs.append(run.best_epoch)
+            done.skipped += run.skipped
+            done.stop_reason = run.stop_reason
             if done.stop_reason == "interrupted":
                 break
     if len(vector) >= 20:
         guide.set_typicality(simulations.observations)
     done.seconds = time.monotonic() - began
     return done
+
+
+def _loss_of(guide: AmortizedFlow, number: int) -> Callable[[Tensor, Tensor], Tensor]:
+    def loss(flat: Tensor, vector: Tensor) -> Tensor:
+        posterior = guide.member(number).distribution.condition(guide.features(number, vector))
+        return -posterior.log_prob(flat).mean()
+
+    return loss
+
+
+def _renewal(guide: AmortizedFlow, target: SimulationTarget, count: int) -> Callable[[], tuple[Tensor, Tensor]]:
+    return lambda: _rows(guide, draw(target, count))
 
 
 def _rows(guide: AmortizedFlow, simulations: Simulations) -> tuple[Tensor, Tensor]:
@@ -293,98 +299,3 @@ def _rows(guide: AmortizedFlow, simulations: Simulations) -> tuple[Tensor, Tenso
     if not bool(torch.isfinite(flat).all()):
         raise ValueError(f"{int((~torch.isfinite(flat).all(-1)).sum())} simulations have latents on the edge of their support")
     return flat, guide.standardised(simulations.observations)
-
-
-class _Member:
-    """Training of one flow of the guide."""
-
-    def __init__(
-        self,
-        guide: AmortizedFlow,
-        number: int,
-        done: AmortizedFit,
-        bar: tqdm,
-        target: SimulationTarget | None,
-        max_epochs: int,
-        limit: float | None,
-        *,
-        lr: float,
-        batch_size: int,
-        patience: int,
-    ) -> None:
-        self.guide, self.number, self.module = guide, number, guide.member(number)
-        self.done, self.bar, self.target, self.limit = done, bar, target, limit
-        self.lr, self.batch_size, self.max_epochs, self.patience = lr, batch_size, max_epochs, patience
-
-    def _loss(self, flat: Tensor, vector: Tensor) -> Tensor:
-        posterior = self.module.distribution.condition(self.guide.features(self.number, vector))
-        return -posterior.log_prob(flat).mean()
-
-    @torch.no_grad()
-    def _validate(self, flat: Tensor, vector: Tensor) -> float:
-        self.module.eval()
-        parts = [(len(f), float(self._loss(f, v))) for f, v in zip(flat.split(4096), vector.split(4096), strict=True)]
-        self.module.train()
-        return sum(count * loss for count, loss in parts) / len(flat)
-
-    def run(self, flat: Tensor, vector: Tensor, train: Tensor, held: Tensor) -> None:
-        optimiser = torch.optim.Adam([p for p in self.module.parameters() if p.requires_grad], lr=self.lr)
-        batches = max(1, len(train) // self.batch_size)
-        total = self.max_epochs * batches
-
-        def share(step: int) -> float:
-            return min(1.0, (step + 1) / (_WARMUP * total + 1)) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, share)
-        validation = [self._validate(flat[held], vector[held])]
-        losses: list[float] = []
-        best, best_state = 0, copy.deepcopy(self.module.state_dict())
-        rows = flat[train], vector[train]
-        reason = "max_epochs"
-        try:
-            for epoch in range(1, self.max_epochs + 1):
-                if self.target is not None and epoch > 1:
-                    rows = _rows(self.guide, draw(self.target, len(train)))
-                losses.append(self._epoch(optimiser, schedule, *rows, batches))
-                validation.append(self._validate(flat[held], vector[held]))
-                if not validation[-1] >= validation[best]:
-                    best, best_state = epoch, copy.deepcopy(self.module.state_dict())
-                self.bar.update()
-                self.bar.set_postfix_str(f"held out {validation[-1]:.3f}, best {validation[best]:.3f}")
-                if epoch - best >= self.patience:
-                    reason = "no_progress"
-                    break
-                if self.limit is not None and time.monotonic() > self.limit:
-                    reason = "max_time"
-                    break
-        except KeyboardInterrupt:
-            reason = "interrupted"
-        self.module.load_state_dict(best_state)
-        self.module.eval()
-        self.done.losses.append(losses)
-        self.done.validation_losses.append(validation)
-        self.done.best_epochs.append(best)
-        self.done.stop_reason = reason
-
-    def _epoch(self, optimiser: Any, schedule: Any, flat: Tensor, vector: Tensor, batches: int) -> float:
-        order = torch.randperm(len(flat), device=flat.device)
-        total, counted, skipped = 0.0, 0, 0
-        parameters = [p for group in optimiser.param_groups for p in group["params"]]
-        for batch in order[: batches * self.batch_size].chunk(batches):
-            loss = self._loss(flat[batch], vector[batch])
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            norm = nn.utils.clip_grad_norm_(parameters, _CLIP)
-            if bool(torch.isfinite(loss.detach()) & torch.isfinite(norm)):
-                optimiser.step()
-                total, counted = total + float(loss.detach()), counted + 1
-            else:
-                skipped += 1
-            schedule.step()
-        self.done.skipped += skipped
-        if skipped > max(1, batches // 10):
-            raise ArithmeticError(
-                f"{skipped} of {batches} steps had a loss or gradient that is not finite; lower lr, or look for simulated data of "
-                f"very different magnitudes, which standardisation does not bring together: take their logarithms in the model"
-            )
-        return total / max(1, counted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .column_mlp import ColumnMLP
+from .context import FirstNumbers, Standardised
 from .convolutional import ConvEncoder
 from .masked import MaskedMLP
 from .missing import MissingValues
@@ -11,4 +12,16 @@ from .residual import ResidualNet
 from .sequence import GRUEncoder
 from .sets import DeepSet, SetAttention
 
-__all__ = ["MLP", "ColumnMLP", "ConvEncoder", "DeepSet", "GRUEncoder", "MaskedMLP", "MissingValues", "ResidualNet", "SetAttention"]
+__all__ = [
+    "MLP",
+    "ColumnMLP",
+    "ConvEncoder",
+    "DeepSet",
+    "FirstNumbers",
+    "GRUEncoder",
+    "MaskedMLP",
+    "MissingValues",
+    "ResidualNet",
+    "SetAttention",
+    "Standardised",
+]

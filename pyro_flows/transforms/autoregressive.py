@@ -43,6 +43,8 @@ class Autoregressive(ColumnTransform):
         context_dim: Size of the context; 0 for none.
         hidden_dims: Hidden layers of the perceptron; those narrower than ``D`` are widened to it.
         order: Place of each variable in the order, a permutation of 0 … D-1, ``(D,)``; by default their own.
+        adjacency: In place of an order, a graph without cycles: booleans ``(D, D)``, true in row i and column j where
+            :math:`x_j` has a say in how :math:`x_i` is mapped. So the graph of a model can shape its guide.
 
     Raises:
         ValueError: If an argument is not as described.
@@ -66,10 +68,11 @@ class Autoregressive(ColumnTransform):
         *,
         hidden_dims: Sequence[int] = (64, 64),
         order: Tensor | Sequence[int] | None = None,
+        adjacency: Tensor | None = None,
     ) -> None:
         super().__init__(input_dim, context_dim)
         self.univariate = check_univariate(univariate)
-        self.conditioner = MaskedMLP(input_dim, univariate.param_count, context_dim, hidden_dims, order)
+        self.conditioner = MaskedMLP(input_dim, univariate.param_count, context_dim, hidden_dims, order, adjacency)
 
     @property
     def _layer(self) -> Layer:

@@ -88,7 +88,7 @@ class Compose(FlowTransform):
                 add(log_det)
 
         closed = takes_closed_forms()
-        for part, backwards in _flattened(self, inverse):
+        for part, backwards in flattened(self, inverse):
             if closed and isinstance(part, ColumnTransform) and part.can_record(backwards):
                 stack.append(Step(part, backwards))
                 continue
@@ -110,12 +110,12 @@ class Compose(FlowTransform):
         return sign
 
 
-def _flattened(transform: FlowTransform, inverse: bool) -> Iterator[tuple[FlowTransform, bool]]:
+def flattened(transform: FlowTransform, inverse: bool) -> Iterator[tuple[FlowTransform, bool]]:
     """The transforms that a composition is made of, in turn, each with its direction."""
     if type(transform) is Inverse:
-        yield from _flattened(transform.transform, not inverse)
+        yield from flattened(transform.transform, not inverse)
     elif type(transform) is Compose:
         for part in reversed(transform.parts) if inverse else transform.parts:  # type: ignore[call-overload]
-            yield from _flattened(part, inverse)  # type: ignore[arg-type]
+            yield from flattened(part, inverse)  # type: ignore[arg-type]
     else:
         yield transform, inverse

@@ -56,6 +56,7 @@ class Coupling(ColumnTransform):
     ) -> None:
         super().__init__(input_dim, context_dim)
         self.univariate = check_univariate(univariate)
+        self.inverse_kind = univariate.inverse_kind
         if mask is None:
             mask = [i < input_dim // 2 for i in range(input_dim)]
         keep = mask.tolist() if isinstance(mask, Tensor) else list(mask)

@@ -40,6 +40,7 @@ class Elementwise(ColumnTransform):
     ) -> None:
         super().__init__(input_dim, context_dim)
         self.univariate = check_univariate(univariate)
+        self.inverse_kind = univariate.inverse_kind
         zeros = torch.zeros(univariate.param_count, input_dim)
         self.conditioner = ContextParameters({"raw": zeros}, context_dim, hidden_dims)
 

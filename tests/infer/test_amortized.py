@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pyro_flows as pf
-from pyro_flows.infer import amortized, fit_truncated
+from pyro_flows.infer import amortized, fit_truncated, maximum_likelihood
 
 QUICK = {"progress": False, "seed": 0}
 
@@ -63,14 +63,14 @@ def test_same_seed_same_guide_and_generators_left_alone():
 def test_ctrl_c_keeps_the_best_state(monkeypatch):
     calls = []
 
-    def interrupt(self, *args):
+    def interrupt(*args):
         calls.append(1)
-        if len(calls) == 2:
+        if len(calls) == 3:  # the start, the first epoch, the second
             raise KeyboardInterrupt
-        return original(self, *args)
+        return original(*args)
 
-    original = amortized._Member._epoch
-    monkeypatch.setattr(amortized._Member, "_epoch", interrupt)
+    original = maximum_likelihood._mean_loss
+    monkeypatch.setattr(maximum_likelihood, "_mean_loss", interrupt)
     guide = guide_of(num_members=2)
     fit = pf.fit_amortized(guide, num_simulations=200, max_epochs=5, **QUICK)
     assert fit.stop_reason == "interrupted"

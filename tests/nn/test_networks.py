@@ -144,3 +144,31 @@ def test_masked_weights_have_no_gradient_in_either_way():
 def test_a_bad_argument_is_named(build, name):
     with pytest.raises(ValueError, match=name):
         build()
+
+
+def test_a_graph_decides_what_an_output_sees():
+    """The Jacobian has the pattern of the graph, with hidden layers narrower than the number of different sets of parents."""
+    adjacency = torch.tensor([[0, 0, 0, 0, 0], [1, 0, 0, 0, 0], [1, 0, 0, 0, 0], [0, 1, 1, 0, 0], [0, 0, 0, 0, 0]]) > 0
+    for hidden in ((), (2,), (16, 3)):
+        network = randomised(MaskedMLP(5, 2, 1, hidden, adjacency=adjacency))
+        jacobian = torch.autograd.functional.jacobian(lambda x: network.at(x, x.new_ones(1)), torch.randn(5).double())  # noqa: B023
+        assert torch.equal((jacobian != 0).any(1), adjacency)
+    permuted = torch.tensor([3, 0, 2, 1])
+    full = permuted[:, None] > permuted[None, :]
+    torch.manual_seed(0)
+    first = MaskedMLP(4, 2, order=permuted)
+    torch.manual_seed(0)
+    second = MaskedMLP(4, 2, adjacency=full)
+    assert torch.equal(first.mask, second.mask) and torch.equal(first.weights, second.weights)
+
+
+def test_graphs_that_are_none_are_refused():
+    cycle = torch.tensor([[0, 1, 0], [0, 0, 1], [1, 0, 0]]) > 0
+    with pytest.raises(ValueError, match=r"a cycle among the variables \[0, 1, 2\]"):
+        MaskedMLP(3, 1, adjacency=cycle)
+    with pytest.raises(ValueError, match=r"a cycle among the variables \[1\]"):
+        MaskedMLP(2, 1, adjacency=torch.tensor([[0, 0], [0, 1]]) > 0)
+    with pytest.raises(ValueError, match=r"booleans of shape \(2, 2\), got torch.int64"):
+        MaskedMLP(2, 1, adjacency=torch.zeros(2, 2, dtype=torch.long))
+    with pytest.raises(ValueError, match="order and adjacency were both given"):
+        MaskedMLP(2, 1, order=[0, 1], adjacency=torch.zeros(2, 2) > 0)

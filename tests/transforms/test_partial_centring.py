@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pyro_flows.transforms import AffineTril, LeadingContext, PartialCentring
+from pyro_flows.nn import FirstNumbers, Standardised
+from pyro_flows.transforms import AffineTril, ContextMap, PartialCentring
 
 
 def test_it_draws_the_conditional_posterior_at_every_prior():
@@ -54,18 +55,25 @@ def test_bad_input_is_named():
         PartialCentring(2, 3)
     with pytest.raises(ValueError, match="needs a context"):
         PartialCentring(1, 2)(torch.ones(1))
-    with pytest.raises(ValueError, match="context_dim must be at least 3"):
-        LeadingContext(AffineTril(2, 3), 2)
+    with pytest.raises(ValueError, match="context_dim must be a positive integer"):
+        ContextMap(AffineTril(2, 3), FirstNumbers(3), 0)
+    with pytest.raises(ValueError, match="scale must be positive and finite"):
+        Standardised(torch.zeros(1), torch.zeros(1))
 
 
-def test_the_leading_part_of_a_context_is_told():
+def test_a_transform_is_told_a_function_of_the_context():
     inner = AffineTril(2, 3)
     with torch.no_grad():
         for weight in inner.parameters():
             weight.copy_(0.3 * torch.randn_like(weight))
-    layer, context, x = LeadingContext(inner, 5), torch.randn(4, 5), torch.randn(4, 2)
+    layer, context, x = ContextMap(inner, FirstNumbers(3), 5), torch.randn(4, 5), torch.randn(4, 2)
     torch.testing.assert_close(layer.condition(context)(x), inner.condition(context[:, :3])(x))
     changed = context.clone()
     changed[:, 3:] = 7.0
     torch.testing.assert_close(layer.condition(changed).inv(x), inner.condition(context[:, :3]).inv(x))
-    assert LeadingContext(AffineTril(2), 4).condition(torch.randn(4, 4))(x).shape == (4, 2)
+    assert ContextMap(AffineTril(2), FirstNumbers(1), 4).condition(torch.randn(4, 4))(x).shape == (4, 2)
+    loc, scale = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 10.0, 0.1])
+    standard = ContextMap(inner, Standardised(loc, scale), 3)
+    torch.testing.assert_close(
+        standard.condition(loc + scale * context[:, :3])(x), inner.condition(context[:, :3])(x), atol=1e-4, rtol=1e-4
+    )

@@ -4,7 +4,23 @@ from __future__ import annotations
 
 from .affine import Affine
 from .base import Params, UnivariateMap
+from .bernstein import Bernstein
+from .deep_sigmoid import DeepSigmoid
+from .mixture_cdf import MixtureCDF
+from .monotonic_network import MonotonicNetwork
 from .rational_quadratic import RationalQuadraticSpline
 from .shift import Shift
+from .sum_of_squares import SumOfSquares
 
-__all__ = ["Affine", "Params", "RationalQuadraticSpline", "Shift", "UnivariateMap"]
+__all__ = [
+    "Affine",
+    "Bernstein",
+    "DeepSigmoid",
+    "MixtureCDF",
+    "MonotonicNetwork",
+    "Params",
+    "RationalQuadraticSpline",
+    "Shift",
+    "SumOfSquares",
+    "UnivariateMap",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -26,6 +27,8 @@ class UnivariateMap(nn.Module):
 
     param_shapes: tuple[tuple[int, ...], ...] = ()
     affine: bool = False
+    #: How the inverse is computed, in closed form or by a solver.
+    inverse_kind: Literal["closed", "solved"] = "closed"
     #: Whether gradients have a closed form, as those of a :class:`~pyro_flows.transforms.univariate.closed_form.ClosedFormMap`.
     closed_form: bool = False
     #: Whether that may have parameters that broadcast against the points, with gradients that are summed.

@@ -1,0 +1,269 @@
+"""Maximum likelihood of a flow on data: the twin of ``fit`` for densities."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pyro_flows.distributions import FlowDistribution
+from pyro_flows.flows.registry import FlowFactory, build
+from pyro_flows.nn import Standardised
+from pyro_flows.transforms import ActNorm, Compose, ContextMap, FlowTransform, LowerCholeskyAffine
+from pyro_flows.transforms.compose import flattened
+
+from .maximum_likelihood import LikelihoodRun, check_likelihood_options, maximise_likelihood
+from .result import check_count, check_seed
+
+
+@dataclass
+class DensityFit:
+    """A flow that was fitted to data.
+
+    Args:
+        distribution: The density, in the units of the data; conditional, if the data had a context.
+        run: Losses in nats per row, why training stopped.
+        seconds: Seconds that training took.
+
+    Example:
+        See :func:`fit_density`.
+    """
+
+    distribution: FlowDistribution
+    run: LikelihoodRun = field(repr=False)
+    seconds: float = 0.0
+
+    @property
+    def losses(self) -> list[float]:
+        """Mean negative log-density of the training rows in each epoch, in nats."""
+        return self.run.losses
+
+    @property
+    def validation_losses(self) -> list[float]:
+        """The same of the rows held out, at the start and after each epoch."""
+        return self.run.validation_losses
+
+    @property
+    def stop_reason(self) -> str:
+        """``"max_epochs"``, ``"no_progress"``, ``"max_time"`` or ``"interrupted"``."""
+        return self.run.stop_reason
+
+    def _at(self, context: Tensor | None) -> FlowDistribution:
+        wanted = self.distribution.transform.context_dim
+        if (context is None) != (wanted == 0):
+            raise ValueError(f"context: the flow was fitted with context_dim={wanted}, got {'none' if context is None else 'one'}")
+        return self.distribution if context is None else self.distribution.condition(context)
+
+    @torch.no_grad()
+    def log_prob(self, data: Tensor, context: Tensor | None = None) -> Tensor:
+        """Log-density ``(*)`` in nats of points ``(*, D)``, in parts, for their memory.
+
+        Args:
+            data: The points.
+            context: Their contexts ``(*, C)``, if the flow has any.
+
+        Raises:
+            ValueError: If a shape does not fit, or there is no context where one is wanted.
+        """
+        self._at(context)
+        if data.dim() < 2:
+            return self._at(context).log_prob(data)
+        contexts = [None] * len(data) if context is None else context.expand(*data.shape[:-1], -1).split(4096)
+        parts = zip(data.split(4096), contexts, strict=False)
+        return torch.cat([self._at(given).log_prob(part) for part, given in parts])
+
+    @torch.no_grad()
+    def sample(self, num_samples: int, context: Tensor | None = None, *, seed: int | None = None) -> Tensor:
+        """Draws ``(num_samples, *, D)``, for each row of a context ``(*, C)``.
+
+        Args:
+            num_samples: Number of draws.
+            context: Context, if the flow has any.
+            seed: Makes them reproducible and leaves the global generators as they were.
+
+        Raises:
+            ValueError: If ``num_samples`` is not a positive integer, or the context does not fit.
+        """
+        check_count("num_samples", num_samples)
+        check_seed(seed)
+        with torch.random.fork_rng(enabled=seed is not None):
+            if seed is not None:
+                torch.manual_seed(seed)
+            return self._at(context).sample((num_samples,))  # type: ignore[no-any-return]
+
+
+def fit_density(
+    flow: str | FlowFactory | FlowTransform | FlowDistribution,
+    data: Tensor,
+    context: Tensor | None = None,
+    *,
+    flow_options: Mapping[str, Any] | None = None,
+    standardise: bool = True,
+    validation: tuple[Tensor, ...] | None = None,
+    validation_share: float = 0.1,
+    lr: float = 3e-3,
+    batch_size: int = 256,
+    max_epochs: int = 200,
+    patience: int = 30,
+    max_time: float | None = None,
+    seed: int | None = None,
+    progress: bool = True,
+) -> DensityFit:
+    r"""Fit a flow to data by maximum likelihood, :math:`\max_\theta \sum_n \log q_\theta(x_n \mid c_n)`.
+
+    Data and contexts are standardised inside, and ActNorm layers start from the data; densities are those of the data in their own
+    units. Adam on minibatches, a step size that warms up and decays along a cosine, an early stop by rows held out, and the state
+    that did best on these in the end. Ctrl-C ends training at the best state so far.
+
+    Args:
+        flow: Name of a registered flow, callable ``(input_dim, context_dim) -> FlowTransform``, transform from noise to data, or
+            distribution with a base of its own; the last two are trained in place.
+        data: The points, ``(N, D)``, at least 10.
+        context: A row of context for each, ``(N, C)``, for a conditional density.
+        flow_options: Keyword arguments of a registered flow.
+        standardise: Whether to bring every variable to mean 0 and standard deviation 1 before the flow.
+        validation: Rows to hold out, ``(data,)`` or ``(data, context)``, in place of a share of ``data``.
+        validation_share: Share of the rows that is held out.
+        lr: Largest step size of Adam.
+        batch_size: Rows per step.
+        max_epochs: Passes over the data.
+        patience: Epochs without progress on the rows held out before training stops.
+        max_time: Seconds after which training ends; None for no limit.
+        seed: Makes the result reproducible and leaves the global generators as they were.
+        progress: Show a progress bar.
+
+    Returns:
+        The density, and how training went.
+
+    Raises:
+        ValueError: If an argument is not as described, data are not finite, or a variable does not vary.
+        ArithmeticError: If a tenth of the steps of an epoch is not finite.
+
+    References:
+        Papamakarios et al. (2021), *Normalizing flows for probabilistic modeling and inference*, https://arxiv.org/abs/1912.02762
+
+    Example:
+        >>> data = torch.randn(500, 2) @ torch.tensor([[1.0, 2.0], [0.0, 0.5]]) + 3.0
+        >>> fit = fit_density("affine", data, max_epochs=20, seed=0, progress=False)
+        >>> fit.sample(1000, seed=0).mean(0).sub(3.0).abs().max().item() < 0.3
+        True
+    """
+    check_likelihood_options(lr, batch_size, max_epochs, patience, validation_share, max_time)
+    check_seed(seed)
+    rows = _checked("data", (data,) if context is None else (data, context))
+    held = None if validation is None else _checked("validation", validation, rows)
+    with torch.random.fork_rng(enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        if held is None:
+            order = torch.randperm(len(data), device=data.device)
+            count = max(1, round(validation_share * len(data)))
+            rows, held = tuple(part[order[count:]] for part in rows), tuple(part[order[:count]] for part in rows)
+        distribution = _distribution(flow, rows, dict(flow_options or {}), standardise)
+        _initialise(distribution.transform, rows)
+
+        def loss(points: Tensor, *contexts: Tensor) -> Tensor:
+            at = distribution.condition(contexts[0]) if contexts else distribution
+            return -at.log_prob(points).mean()
+
+        began = time.monotonic()
+        distribution.train()
+        with tqdm(total=max_epochs, desc="fit_density", unit="epoch", disable=not progress, dynamic_ncols=True) as bar:
+            run = maximise_likelihood(
+                distribution,
+                loss,
+                rows,
+                held,
+                lr=lr,
+                batch_size=min(batch_size, len(rows[0])),
+                max_epochs=max_epochs,
+                patience=patience,
+                limit=None if max_time is None else began + max_time,
+                bar=bar,
+                hint="lower lr, or look for points far from all others",
+            )
+    return DensityFit(distribution, run, time.monotonic() - began)
+
+
+def _checked(name: str, rows: tuple[Tensor, ...], like: tuple[Tensor, ...] | None = None) -> tuple[Tensor, ...]:
+    least = 10 if like is None else 1
+    for label, part in zip((name, "context" if like is None else f"{name}'s context"), rows, strict=False):
+        if not isinstance(part, Tensor) or not part.is_floating_point():
+            what = f"a tensor of {part.dtype}" if isinstance(part, Tensor) else type(part).__name__
+            raise ValueError(f"{label} must be a floating-point tensor, got {what}; convert it by torch.as_tensor(…).float()")
+        if part.dim() != 2 or len(part) < least:
+            raise ValueError(f"{label} must have shape (N, D) with N at least {least}, got {tuple(part.shape)}")
+        bad = ~torch.isfinite(part).all(-1)
+        if bool(bad.any()):
+            raise ValueError(f"{label} has NaN or infinity in {int(bad.sum())} of {len(part)} rows; drop them")
+    if len({(len(part), part.dtype) for part in rows}) > 1:
+        raise ValueError(
+            f"{name} and context must have the same rows and dtype, got "
+            f"{' and '.join(f'{tuple(part.shape)} of {part.dtype}' for part in rows)}"
+        )
+    if like is not None and [part.shape[-1] for part in rows] != [part.shape[-1] for part in like]:
+        raise ValueError(
+            f"{name} must have rows of the widths {[part.shape[-1] for part in like]}, as data and context, got "
+            f"{[part.shape[-1] for part in rows]}"
+        )
+    return rows
+
+
+def _distribution(
+    flow: str | FlowFactory | FlowTransform | FlowDistribution, rows: tuple[Tensor, ...], options: dict[str, Any], standardise: bool
+) -> FlowDistribution:
+    data = rows[0]
+    widths = data.shape[-1], rows[1].shape[-1] if len(rows) > 1 else 0
+    base = flow.base if isinstance(flow, FlowDistribution) else None
+    transform = flow.transform if isinstance(flow, FlowDistribution) else flow
+    if isinstance(transform, FlowTransform):
+        if options:
+            raise ValueError(
+                f"flow_options are for a flow by name or factory, got {sorted(options)} for a flow that is made already"
+            )
+        if (transform.input_dim, transform.context_dim) != widths:
+            raise ValueError(
+                f"flow has input_dim={transform.input_dim} and context_dim={transform.context_dim}; data and context have "
+                f"{widths[0]} and {widths[1]} columns"
+            )
+    else:
+        transform = build(transform, *widths, **options).to(data)
+    if standardise:
+        if widths[1]:
+            loc, scale = _location_and_scale("context", rows[1], constant_is_fine=True)
+            transform = ContextMap(transform, Standardised(loc, scale), widths[1])
+        transform = Compose([transform, LowerCholeskyAffine(*_location_and_scale("data", data))])
+    return FlowDistribution(transform) if base is None else FlowDistribution(transform, base)
+
+
+def _location_and_scale(name: str, rows: Tensor, constant_is_fine: bool = False) -> tuple[Tensor, Tensor]:
+    loc, scale = rows.mean(0), rows.std(0)
+    constant = scale <= torch.finfo(rows.dtype).eps * loc.abs()
+    if constant_is_fine:
+        return loc, torch.where(constant, torch.ones_like(scale), scale)
+    if bool(constant.any()):
+        columns = constant.nonzero().flatten().tolist()
+        raise ValueError(f"{name} has columns {columns} that do not vary, and no density along them; drop them")
+    return loc, scale
+
+
+@torch.no_grad()
+def _initialise(transform: FlowTransform, rows: tuple[Tensor, ...]) -> None:
+    """Start ActNorm layers from what reaches them of the data, on the way to the noise."""
+    parts = list(flattened(transform, True))
+    if not any(isinstance(part, ActNorm) for part, _ in parts):
+        return
+    x, context = rows[0], rows[1] if len(rows) > 1 else None
+    for part, backwards in parts:
+        if isinstance(part, ActNorm) and not bool(part.initialized):
+            part.initialize(x)
+            if backwards:  # the inverse is to have outputs of mean 0 and standard deviation 1
+                part.bias.copy_(-part.bias * (-part.log_scale).exp())
+                part.log_scale.neg_()
+        given = context if part.context_dim else None
+        x = (part.inverse_and_log_det if backwards else part.forward_and_log_det)(x, given)[0]
