@@ -79,7 +79,7 @@ class BlockAutoregressive(FlowTransform):
         sizes = [1, *[hidden_factor] * num_hidden, 1]
         self.blocks = nn.ModuleList(_BlockLinear(input_dim, inner, outer) for inner, outer in zip(sizes, sizes[1:], strict=False))
         self.of_context = nn.Linear(context_dim, input_dim * hidden_factor, bias=False) if context_dim else None
-        self.log_gate = nn.Parameter(torch.full((input_dim,), -4.0))
+        self.log_gate = nn.Parameter(torch.full((input_dim,), -6.0))
 
     def extra_repr(self) -> str:
         return f"hidden_layers={len(self.blocks) - 1}, leak={self.leak}"

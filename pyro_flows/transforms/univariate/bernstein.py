@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from ...nn.mlp import check_positive
 from .base import Params
-from .solved import LOG_E_MINUS_1, SolvedMap, aligned
+from .solved import LOG_E_MINUS_1, SolvedMap, aligned, soft_bound
 
 
 class Bernstein(SolvedMap):
@@ -19,7 +19,7 @@ class Bernstein(SolvedMap):
     .. math:: y = \sum_{k=0}^n \theta_k \binom{n}{k} t^k (1 - t)^{n-k}, \quad t = (x + B) / 2B, \quad
         dy/dx = \frac{n}{2B} \sum_{k=0}^{n-1} (\theta_{k+1} - \theta_k) \binom{n-1}{k} t^k (1 - t)^{n-1-k} > 0.
 
-    Raw parameters are a shift and, by softplus, the increments. The inverse is solved.
+    Raw parameters are a shift and, by softplus, the increments, softly bounded by 10. The inverse is solved.
 
     References:
         Ramasinghe, Fernando, Khan, Barnes (2021), *Robust normalizing flows using Bernstein-type polynomials*,
@@ -62,7 +62,7 @@ class Bernstein(SolvedMap):
         shift, raw = params
         n, bound = self.degree, self.bound
         # Increments relative to those of the identity, 2 B / n.
-        increments = self.min_increment + (1 - self.min_increment) * F.softplus(aligned(raw, x) + LOG_E_MINUS_1)
+        increments = self.min_increment + (1 - self.min_increment) * F.softplus(soft_bound(aligned(raw, x)) + LOG_E_MINUS_1)
         inside = x.clamp(-bound, bound)
         t = 0.5 + inside / (2 * bound)
         powers, rests = _powers(t, n), _powers(1 - t, n)

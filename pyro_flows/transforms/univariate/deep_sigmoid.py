@@ -7,28 +7,30 @@ from torch.nn import functional as F
 
 from ...nn.mlp import check_positive
 from .base import Params
-from .solved import LOG_E_MINUS_1, SolvedMap, aligned, along, gains
+from .solved import LOG_E_MINUS_1, SolvedMap, aligned, along, check_least_slope, gains, soft_bound, with_least_slope
 
 
 class DeepSigmoid(SolvedMap):
-    r"""Deep sigmoidal map :math:`y = \operatorname{logit}\big(\sum_j w_j\,\sigma(a_j x + b_j)\big)`, with :math:`a_j > 0` and
-    weights that sum to 1.
+    r"""Deep sigmoidal map :math:`y = \epsilon x + (1 - \epsilon) \operatorname{logit}\big(\sum_j w_j\,\sigma(a_j x + b_j)\big)`,
+    with :math:`a_j > 0` and weights that sum to 1.
 
-    In both tails a line, whose slope is the smallest :math:`a_j`, so its image is all numbers. Everything is computed from
-    logarithms: :math:`\log|dy/dx| = \log \sum_j w_j a_j \sigma_j (1 - \sigma_j) - \log \sum_j w_j \sigma_j - \log \sum_j w_j (1 -
-    \sigma_j)`. The inverse is solved.
+    In both tails a line, so its image is all numbers; without :math:`\epsilon` it can have plateaus where nothing is left to
+    invert.
+    Everything is computed from logarithms: the logit has the slope :math:`\sum_j w_j a_j \sigma_j (1 - \sigma_j) / (\sum_j w_j
+    \sigma_j \sum_j w_j (1 - \sigma_j))`. The inverse is solved.
 
-    Raw parameters are those of softplus, shift and softmax; the shift of each unit has a gain of its own, without which all units
-    would stay alike.
+    Raw parameters are those of softplus, shift and softmax, the first and the last softly bounded by 10; the shift of each unit
+    has a gain of its own, without which all units would stay alike.
 
     References:
         Huang, Krueger, Lacoste, Courville (2018), *Neural autoregressive flows*, https://arxiv.org/abs/1804.00779
 
     Args:
         num_units: Number of sigmoids.
+        min_slope: The least slope :math:`\epsilon`. Between 0 and 1.
 
     Raises:
-        ValueError: If ``num_units`` is not a positive integer.
+        ValueError: If an argument is not as described.
 
     Example:
         >>> u = DeepSigmoid(2)
@@ -39,10 +41,10 @@ class DeepSigmoid(SolvedMap):
 
     gain: Tensor
 
-    def __init__(self, num_units: int = 8) -> None:
+    def __init__(self, num_units: int = 8, min_slope: float = 1e-3) -> None:
         super().__init__()
         check_positive(num_units=num_units)
-        self.num_units = num_units
+        self.num_units, self.min_slope = num_units, check_least_slope(min_slope)
         self.param_shapes = ((num_units,),) * 3
         self.register_buffer("gain", gains(num_units))
 
@@ -51,8 +53,9 @@ class DeepSigmoid(SolvedMap):
 
     def forward_and_log_det(self, x: Tensor, params: Params) -> tuple[Tensor, Tensor]:
         raw_slope, raw_shift, raw_weight = (aligned(part, x) for part in params)
-        slope = F.softplus(raw_slope + LOG_E_MINUS_1)
-        return logit_of_mixture(slope * x + along(self.gain, raw_shift) * raw_shift, slope.log(), raw_weight)
+        slope = F.softplus(soft_bound(raw_slope) + LOG_E_MINUS_1)
+        z = slope * x + along(self.gain, raw_shift) * raw_shift
+        return with_least_slope(x, logit_of_mixture(z, slope.log(), soft_bound(raw_weight)), self.min_slope)
 
 
 def logit_of_mixture(z: Tensor, log_slope: Tensor, raw_weight: Tensor) -> tuple[Tensor, Tensor]:

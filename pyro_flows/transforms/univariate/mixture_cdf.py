@@ -13,18 +13,19 @@ from pyro_flows.solvers import attach_gradient
 from ...nn.mlp import check_positive
 from .base import Params
 from .deep_sigmoid import log_total, logit_of_mixture
-from .solved import SolvedMap, aligned, along, gains
+from .solved import SolvedMap, aligned, along, check_least_slope, gains, soft_bound, with_least_slope
 
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 _LOG_SQRT_2_OVER_PI = 0.5 * math.log(2 / math.pi)
 
 
 class MixtureCDF(SolvedMap):
-    r"""Mixture map :math:`y = F^{-1}\big(\sum_j w_j\,F(e^{-s_j} (x - m_j))\big)` for the logistic or the normal distribution
-    function :math:`F`.
+    r"""Mixture map :math:`y = \epsilon x + (1 - \epsilon) F^{-1}\big(\sum_j w_j\,F(e^{-s_j} (x - m_j))\big)` for the logistic or
+    the normal distribution function :math:`F`.
 
-    What has the mixture as its distribution becomes logistic or normal. In the tails a line, so its image is all numbers. The
-    inverse is solved. With a normal :math:`F` it is computed in double precision.
+    What has the mixture as its distribution becomes logistic or normal, but for :math:`\epsilon`, without which there are plateaus
+    where nothing is left to invert. In the tails a line, so its image is all numbers. The inverse is solved. With a normal
+    :math:`F` it is computed in double precision.
 
     References:
         Ho, Chen, Srinivas, Duan, Abbeel (2019), *Flow++*, https://arxiv.org/abs/1902.00275;
@@ -34,6 +35,7 @@ class MixtureCDF(SolvedMap):
         num_components: Number of components.
         kind: ``"logistic"`` or ``"gaussian"``.
         log_scale_bound: Bound on the absolute log-scales, which is soft. Must be positive.
+        min_slope: The least slope :math:`\epsilon`. Between 0 and 1.
 
     Raises:
         ValueError: If an argument is not as described.
@@ -47,7 +49,11 @@ class MixtureCDF(SolvedMap):
     gain: Tensor
 
     def __init__(
-        self, num_components: int = 8, kind: Literal["logistic", "gaussian"] = "logistic", log_scale_bound: float = 5.0
+        self,
+        num_components: int = 8,
+        kind: Literal["logistic", "gaussian"] = "logistic",
+        log_scale_bound: float = 5.0,
+        min_slope: float = 1e-3,
     ) -> None:
         super().__init__()
         check_positive(num_components=num_components)
@@ -56,6 +62,7 @@ class MixtureCDF(SolvedMap):
         if not 0 < log_scale_bound < math.inf:
             raise ValueError(f"log_scale_bound must be positive and finite, got {log_scale_bound}")
         self.num_components, self.kind, self.log_scale_bound = num_components, kind, log_scale_bound
+        self.min_slope = check_least_slope(min_slope)
         self.param_shapes = ((num_components,),) * 3
         self.register_buffer("gain", gains(num_components))
 
@@ -65,11 +72,12 @@ class MixtureCDF(SolvedMap):
     def forward_and_log_det(self, x: Tensor, params: Params) -> tuple[Tensor, Tensor]:
         raw_mean, raw_log_scale, raw_weight = (aligned(part, x) for part in params)
         mean = along(self.gain, raw_mean) * raw_mean
-        log_scale = raw_log_scale * torch.rsqrt(1 + (raw_log_scale / self.log_scale_bound).square())
+        log_scale, raw_weight = soft_bound(raw_log_scale, self.log_scale_bound), soft_bound(raw_weight)
         if self.kind == "logistic":
-            return logit_of_mixture((x - mean) * (-log_scale).exp(), -log_scale, raw_weight)
+            mapped = logit_of_mixture((x - mean) * (-log_scale).exp(), -log_scale, raw_weight)
+            return with_least_slope(x, mapped, self.min_slope)
         parts = [part.double() for part in (x, mean, log_scale, raw_weight)]
-        value, log_slope = _normal_quantile_of_mixture(*parts)
+        value, log_slope = with_least_slope(parts[0], _normal_quantile_of_mixture(*parts), self.min_slope)
         return value.to(x.dtype), log_slope.to(x.dtype)
 
 

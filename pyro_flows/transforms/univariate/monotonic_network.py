@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ...nn.mlp import MLP, check_positive
 from .base import Params
-from .solved import LOG_E_MINUS_1, SolvedMap, aligned, along
+from .solved import LOG_E_MINUS_1, SolvedMap, aligned, along, check_least_slope, soft_bound
 
 
 class MonotonicNetwork(SolvedMap):
@@ -20,9 +20,9 @@ class MonotonicNetwork(SolvedMap):
     :math:`[-B, B]`, with the slope of the network there.
 
     :math:`g = \epsilon + (1 - \epsilon) \operatorname{softplus}(h \cdot n(t, h) + \log(e - 1))` for a network :math:`n` that is
-    shared by all variables, with weights of its own, and an embedding :math:`h` for each point, which the conditioner gives; at
-    :math:`h = 0` the map is a shift. The integral is Gauss-Legendre quadrature and the slope is the integrand: the two agree as far
-    as the quadrature is right, to about 1e-6 with 32 nodes. The inverse is solved.
+    shared by all variables, with weights of its own, and an embedding :math:`h` for each point, which the conditioner gives, softly
+    bounded by 10; at :math:`h = 0` the map is a shift. The integral is Gauss-Legendre quadrature and the slope is the integrand:
+    the two agree as far as the quadrature is right, to about 1e-6 with 32 nodes. The inverse is solved.
 
     References:
         Wehenkel, Louppe (2019), *Unconstrained monotonic neural networks*, https://arxiv.org/abs/1908.05164
@@ -56,8 +56,7 @@ class MonotonicNetwork(SolvedMap):
         check_positive(embedding_dim=embedding_dim, num_nodes=num_nodes)
         if not 0 < bound < math.inf:
             raise ValueError(f"bound must be positive and finite, got {bound}")
-        if not 0 < min_slope < 1:
-            raise ValueError(f"min_slope must be between 0 and 1, got {min_slope}")
+        check_least_slope(min_slope)
         self.embedding_dim, self.bound, self.min_slope = embedding_dim, bound, min_slope
         self.param_shapes = ((), (embedding_dim,))
         self.network = MLP(1 + embedding_dim, embedding_dim, hidden_dims)
@@ -71,7 +70,7 @@ class MonotonicNetwork(SolvedMap):
     def forward_and_log_det(self, x: Tensor, params: Params) -> tuple[Tensor, Tensor]:
         shift, embedding = params
         inside = x.clamp(-self.bound, self.bound)
-        embedding = aligned(embedding, x).expand(-1, *x.shape)
+        embedding = soft_bound(aligned(embedding, x)).expand(-1, *x.shape)
         # The nodes of the integral from 0 to each point, and the point itself.
         at = along(x.new_tensor(self._nodes), x[None]) * (inside / self.bound)
         integrand = self._integrand(at, embedding)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -55,6 +57,43 @@ def gains(count: int) -> Tensor:
         tensor([ 0.5000, -1.0000,  1.5000])
     """
     return torch.linspace(0.5, 1.5, count) * (1 - 2 * (torch.arange(count) % 2))
+
+
+def check_least_slope(value: float) -> float:
+    """The value, if it lies between 0 and 1.
+
+    Raises:
+        ValueError: If it does not.
+
+    Example:
+        >>> check_least_slope(0.5)
+        0.5
+    """
+    if not 0 < value < 1:
+        raise ValueError(f"min_slope must be between 0 and 1, got {value}")
+    return value
+
+
+def with_least_slope(x: Tensor, mapped: tuple[Tensor, Tensor], least: float) -> tuple[Tensor, Tensor]:
+    r"""Of a map and its log-slope: those of :math:`\epsilon x + (1 - \epsilon) u(x)`, which has no plateau.
+
+    Example:
+        >>> with_least_slope(torch.ones(1), (torch.zeros(1), torch.full((1,), -1e4)), 0.5)
+        (tensor([0.5000]), tensor([-0.6931]))
+    """
+    value, log_slope = mapped
+    slope = (log_slope + math.log1p(-least)).logaddexp(torch.full_like(log_slope, math.log(least)))
+    return least * x + (1 - least) * value, slope
+
+
+def soft_bound(raw: Tensor, bound: float = 10.0) -> Tensor:
+    r""":math:`a / \sqrt{1 + (a / b)^2}`: raw parameters of a conditioner that is far from all it has seen stay of ordinary size.
+
+    Example:
+        >>> soft_bound(torch.tensor([0.01, 1e6]))
+        tensor([ 0.0100, 10.0000])
+    """
+    return raw * torch.rsqrt(1 + (raw / bound).square())
 
 
 def aligned(parameter: Tensor, x: Tensor) -> Tensor:

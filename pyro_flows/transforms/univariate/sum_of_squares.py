@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...nn.mlp import check_positive
 from .base import Params
-from .solved import SolvedMap, aligned, along, gains
+from .solved import SolvedMap, aligned, along, check_least_slope, gains, soft_bound
 
 
 class SumOfSquares(SolvedMap):
@@ -18,7 +18,7 @@ class SumOfSquares(SolvedMap):
     .. math:: y = c + \int_0^x \epsilon + (1 - \epsilon) \sum_k \big(\sum_l a_{kl} (t / B)^l\big)^2\,dt
 
     The integral is a polynomial of degree :math:`2L + 1`, in closed form; the integrand is the slope. The inverse is solved.
-    Coefficients have gains of their own, without which all polynomials would stay alike.
+    Raw coefficients are softly bounded by 10, and have gains of their own, without which all polynomials would stay alike.
 
     References:
         Jaini, Selby, Yu (2019), *Sum-of-squares polynomial flow*, https://arxiv.org/abs/1905.02325
@@ -46,8 +46,7 @@ class SumOfSquares(SolvedMap):
         check_positive(degree=degree, num_polynomials=num_polynomials)
         if not 0 < bound < math.inf:
             raise ValueError(f"bound must be positive and finite, got {bound}")
-        if not 0 < min_slope < 1:
-            raise ValueError(f"min_slope must be between 0 and 1, got {min_slope}")
+        check_least_slope(min_slope)
         self.degree, self.num_polynomials, self.bound, self.min_slope = degree, num_polynomials, bound, min_slope
         self.param_shapes = ((), (num_polynomials * (degree + 1),))
         by_polynomial = gains(num_polynomials)[:, None].expand(-1, degree + 1).clone()
@@ -58,7 +57,7 @@ class SumOfSquares(SolvedMap):
         return f"degree={self.degree}, num_polynomials={self.num_polynomials}, bound={self.bound}"
 
     def forward_and_log_det(self, x: Tensor, params: Params) -> tuple[Tensor, Tensor]:
-        shift, raw = params[0], aligned(params[1], x)
+        shift, raw = params[0], soft_bound(aligned(params[1], x))
         coefficients = (along(self.gain, raw) * raw).unflatten(0, (self.num_polynomials, self.degree + 1))
         squared: list[Tensor | float] = [0.0] * (2 * self.degree + 1)
         for i in range(self.degree + 1):
