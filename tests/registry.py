@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -69,4 +70,13 @@ TOLD: dict[str, Factory] = {
     "ContextMap": lambda d, c: t.ContextMap(t.AffineTril(d, d + c), FirstNumbers(d + c), 2 * d + c),
 }
 
-FLOWS: dict[str, Factory] = {name: flows.get(name) for name in flows.names()}
+# Those that take long have fewer layers and smaller maps.
+SMALLER: dict[str, dict[str, object]] = {
+    "bernstein": {"num_layers": 2, "degree": 5},
+    "bnaf": {"num_layers": 2, "hidden_factor": 4},
+    "gaussianization": {"num_layers": 2, "num_components": 3},
+    "naf": {"num_layers": 2, "num_units": 4},
+    "sospf": {"num_layers": 2, "degree": 2, "num_polynomials": 2},
+    "umnn": {"num_layers": 2, "embedding_dim": 3, "integrand_dims": (8,)},
+}
+FLOWS: dict[str, Factory] = {name: functools.partial(flows.get(name), **SMALLER.get(name, {})) for name in flows.names()}

@@ -21,9 +21,13 @@ SHAPES = ((1, 0), (1, 3), (2, 0), (2, 3), (5, 0), (5, 3))
 
 
 # Their inverse is a loop that a compiler unrolls, for every layer and sweep.
-LONG_TO_COMPILE = {"naf", "umnn", "sospf", "bernstein", "bnaf", "gaussianization"}
-# Millions of roots of mixtures.
-LONG = {("gaussianization", "density_integrates_to_one")}
+LONG_TO_COMPILE = {
+    *("naf", "umnn", "sospf", "bernstein", "bnaf", "gaussianization"),
+    *("BlockAutoregressive", "Coupling(MonotonicNetwork)", "Coupling(MixtureCDF, logistic)", "Elementwise(MixtureCDF, gaussian)"),
+    *("Coupling(Bernstein)", "Coupling(SumOfSquares)"),
+}
+# Millions of roots.
+LONG = {(name, "density_integrates_to_one") for name in ("gaussianization", "umnn", "naf")}
 # Rotations of one variable do not depend on a context.
 NOTHING_TO_TURN = {"Orthogonal(cayley)", "Orthogonal(exponential)"}
 

@@ -40,13 +40,13 @@ class SolvedMap(UnivariateMap):
 
 
 def most_iterations() -> int:
-    """Iterations of a solver: outside of eager mode all of them are made and unrolled, and some twelve are enough nearly always.
+    """Iterations of a solver: outside of eager mode all of them are made and unrolled, and some twelve are enough but on plateaus.
 
     Example:
         >>> most_iterations()
         100
     """
-    return 100 if is_eager() else 30
+    return 100 if is_eager() else 60
 
 
 def gains(count: int) -> Tensor:
