@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pyro_flows
+from pyro_flows.flows.table import HEADER, table
 
 project = "pyro_flows"
 author = "the pyro_flows contributors"
@@ -59,7 +60,14 @@ def write_reference() -> None:
         for module in sorted(modules):
             lines += [module, "-" * len(module), "", f".. automodule:: {module}", ""]
         (GENERATED / f"{room}.rst").write_text("\n".join(lines))
-    index = ["# Reference", "", "```{toctree}", ":maxdepth: 2", "", *sorted(rooms), "```", ""]
+    rows = [HEADER, tuple("---" for _ in HEADER), *table()]
+    lines = ["# Flows by name", "", *(" | ".join(["", *row, ""]).strip() for row in rows), ""]
+    lines.append(
+        "`cheap direction`: `forward` draws in one pass, `inverse` scores in one; `.inv` turns a flow round."
+        " Parameters with default options at D = 8."
+    )
+    (DOCS / "generated" / "table.md").write_text("\n".join(lines))
+    index = ["# Reference", "", "```{toctree}", ":maxdepth: 2", "", "table", *sorted(rooms), "```", ""]
     (GENERATED / "index.md").write_text("\n".join(index))
 
 

@@ -53,11 +53,9 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 def _list(arguments: argparse.Namespace) -> int:
     from . import flows
+    from .flows.table import HEADER
 
-    rows = [("flow", "cheap direction", "inverse", "paper")]
-    for name in flows.names():
-        entry = flows.info(name)
-        rows.append((name, entry.cheap, entry.inverse, entry.paper))
+    rows = [HEADER, *flows.table()]
     print(_table(rows))
     return 0
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from .arviz import from_groups, psislw, summary, to_netcdf
 from .inference_data import to_inference_data
+from .invertibility import InverseAudit, audit_inverse
 from .plots import plot_losses, plot_pairs, plot_weights
 from .verdict import Diagnosis, diagnose
 from .weights import Psis, elbo, eubo, importance_ess, log_evidence, psis, psis_resample, usable_log_weights
 
 __all__ = [
     "Diagnosis",
+    "InverseAudit",
     "Psis",
+    "audit_inverse",
     "diagnose",
     "elbo",
     "eubo",

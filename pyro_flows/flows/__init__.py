@@ -16,6 +16,7 @@ from .real_nvp import real_nvp
 from .registry import FlowInfo, build, get, info, names, register, unregister
 from .sospf import sospf
 from .sylvester import sylvester
+from .table import table
 from .umnn import umnn
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "register",
     "sospf",
     "sylvester",
+    "table",
     "umnn",
     "unregister",
 ]

@@ -10,7 +10,7 @@ from .autoregressive_stack import autoregressive_stack
 from .registry import register
 
 
-@register("bernstein", cheap="inverse", inverse="solved", paper="https://arxiv.org/abs/2102.03509")
+@register("bernstein", cheap="inverse", inverse="solved", paper="https://arxiv.org/abs/2102.03509", smoothness="once")
 def bernstein(
     input_dim: int,
     context_dim: int = 0,

@@ -16,7 +16,7 @@ from .registry import register
 _PAPER = "https://arxiv.org/abs/1906.04032"
 
 
-@register("nsf_coupling", cheap="both", inverse="closed", paper=_PAPER)
+@register("nsf_coupling", cheap="both", inverse="closed", paper=_PAPER, smoothness="once")
 def nsf_coupling(
     input_dim: int,
     context_dim: int = 0,
@@ -53,7 +53,7 @@ def nsf_coupling(
     return Compose([*layers, Elementwise(input_dim, Affine(log_scale_bound=10.0), context_dim, hidden_dims=hidden_dims)])
 
 
-@register("nsf_autoregressive", cheap="inverse", inverse="solved", paper=_PAPER)
+@register("nsf_autoregressive", cheap="inverse", inverse="solved", paper=_PAPER, smoothness="once")
 def nsf_autoregressive(
     input_dim: int,
     context_dim: int = 0,

@@ -10,7 +10,7 @@ from ..transforms.radial import Radial
 from .registry import register
 
 
-@register("radial", cheap="both", inverse="closed", paper="https://arxiv.org/abs/1505.05770")
+@register("radial", cheap="both", inverse="closed", paper="https://arxiv.org/abs/1505.05770", smoothness="once")
 def radial(input_dim: int, context_dim: int = 0, *, num_layers: int = 8, hidden_dims: Sequence[int] = (64,)) -> FlowTransform:
     """A radial flow: ``num_layers`` maps of :class:`~pyro_flows.transforms.Radial` one after the other.
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 from pyro_flows.transforms.core import CheapDirection, FlowTransform
 
 FlowFactory = Callable[..., FlowTransform]
+Smoothness = Literal["smooth", "once"]
 _F = TypeVar("_F", bound=FlowFactory)
 
 
@@ -23,6 +24,7 @@ class FlowInfo:
         cheap: Direction that needs one pass: ``"forward"`` samples fast, ``"inverse"`` scores fast, ``"both"`` does both.
         inverse: How the other direction is computed, ``"closed"`` form or ``"solved"`` numerically.
         paper: Address of the paper.
+        smoothness: How often the density can be differentiated, ``"smooth"`` for always, or ``"once"``.
 
     Example:
         >>> from pyro_flows import flows
@@ -35,12 +37,20 @@ class FlowInfo:
     cheap: CheapDirection
     inverse: Literal["closed", "solved"]
     paper: str
+    smoothness: Smoothness = "smooth"
 
 
 _REGISTRY: dict[str, FlowInfo] = {}
 
 
-def register(name: str, *, cheap: CheapDirection, inverse: Literal["closed", "solved"], paper: str) -> Callable[[_F], _F]:
+def register(
+    name: str,
+    *,
+    cheap: CheapDirection,
+    inverse: Literal["closed", "solved"],
+    paper: str,
+    smoothness: Smoothness = "smooth",
+) -> Callable[[_F], _F]:
     """Register a factory ``(input_dim, context_dim=0, **options) -> FlowTransform`` under a name.
 
     Args:
@@ -48,6 +58,7 @@ def register(name: str, *, cheap: CheapDirection, inverse: Literal["closed", "so
         cheap: Direction that needs one pass.
         inverse: How the other direction is computed.
         paper: Address of the paper.
+        smoothness: How often the density can be differentiated.
 
     Raises:
         ValueError: If the name is taken.
@@ -66,7 +77,7 @@ def register(name: str, *, cheap: CheapDirection, inverse: Literal["closed", "so
     def decorate(factory: _F) -> _F:
         if name in _REGISTRY:
             raise ValueError(f"name={name!r} is registered already, by {_REGISTRY[name].factory}; choose another name")
-        _REGISTRY[name] = FlowInfo(name, factory, cheap, inverse, paper)
+        _REGISTRY[name] = FlowInfo(name, factory, cheap, inverse, paper, smoothness)
         return factory
 
     return decorate

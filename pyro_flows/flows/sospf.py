@@ -10,7 +10,7 @@ from .autoregressive_stack import autoregressive_stack
 from .registry import register
 
 
-@register("sospf", cheap="inverse", inverse="solved", paper="https://arxiv.org/abs/1905.02325")
+@register("sospf", cheap="inverse", inverse="solved", paper="https://arxiv.org/abs/1905.02325", smoothness="once")
 def sospf(
     input_dim: int,
     context_dim: int = 0,

@@ -10,7 +10,7 @@ from .autoregressive_stack import autoregressive_stack
 from .registry import register
 
 
-@register("umnn", cheap="inverse", inverse="solved", paper="https://arxiv.org/abs/1908.05164")
+@register("umnn", cheap="inverse", inverse="solved", paper="https://arxiv.org/abs/1908.05164", smoothness="once")
 def umnn(
     input_dim: int,
     context_dim: int = 0,

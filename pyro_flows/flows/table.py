@@ -1,0 +1,39 @@
+"""What is registered, as a table."""
+
+from __future__ import annotations
+
+from .registry import info, names
+
+HEADER = ("flow", "cheap direction", "inverse", "conditional", "domain", "smoothness", "parameters", "paper")
+
+
+def table(input_dim: int = 8) -> list[tuple[str, ...]]:
+    """A row for every registered flow: what it costs, how it inverts, what it is good for.
+
+    ``cheap direction``: ``forward`` draws in one pass, ``inverse`` scores in one. ``conditional``: whether it takes a context.
+    ``smoothness``: how often the density can be differentiated. ``parameters``: with default options, without a context.
+
+    Args:
+        input_dim: Number of variables D at which parameters are counted.
+
+    Returns:
+        Rows of :data:`HEADER`.
+
+    Example:
+        >>> rows = {row[0]: row for row in table(2)}
+        >>> rows["affine"][1:6]
+        ('both', 'closed', 'yes', 'real vectors', 'smooth')
+    """
+    rows: list[tuple[str, ...]] = []
+    for name in names():
+        entry = info(name)
+        flow = entry.factory(input_dim)
+        conditional = "yes" if entry.factory(input_dim, 1).context_dim == 1 else "no"
+        domain = (
+            "real vectors"
+            if flow.domain.event_dim == 1 and str(flow.domain).startswith("IndependentConstraint(Real()")
+            else str(flow.domain)
+        )
+        count = sum(parameter.numel() for parameter in flow.parameters())
+        rows.append((name, entry.cheap, entry.inverse, conditional, domain, entry.smoothness, f"{count:,}", entry.paper))
+    return rows
