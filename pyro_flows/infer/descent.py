@@ -15,6 +15,11 @@ from tqdm import tqdm
 
 Callback = Callable[[int, float], object]
 
+#: Rise of the loss, in spreads of it and in nats, after which training is lost.
+_OUT_OF_PROPORTION = 20.0
+#: How often training goes back to the best state, and the factor of the step size each time.
+_SETBACKS, _SMALLER = 3, 0.3
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -83,6 +88,7 @@ class Training:
         draws: Draws in all, each with one gradient of the log-density.
         dropped: Draws left out of a step because their log-density or its gradient was not finite.
         traces: What was traced or compiled, or why not.
+        undone: Steps that were taken back because the loss rose out of all proportion.
 
     Example:
         >>> Training().skipped
@@ -96,17 +102,19 @@ class Training:
     draws: int = 0
     dropped: int = 0
     traces: list[str] = field(default_factory=list)
+    undone: int = 0
 
     @property
     def steps(self) -> int:
-        """Number of steps, those skipped included."""
-        return len(self.losses) + self.skipped
+        """Number of steps, those skipped and those taken back included."""
+        return len(self.losses) + self.skipped + self.undone
 
     def summary(self) -> dict[str, Any]:
         """Its figures, for a record."""
         return {
             "steps": self.steps,
             "skipped": self.skipped,
+            "undone": self.undone,
             "draws": self.draws,
             "dropped": self.dropped,
             "stop_reason": self.stop_reason,
@@ -122,6 +130,7 @@ class Training:
             self.draws + other.draws,
             self.dropped + other.dropped,
             self.traces + other.traces,
+            self.undone + other.undone,
         )
 
 
@@ -145,6 +154,21 @@ class _Progress:
             self.best = min(self.best, level)
             self.stale += 1
         return self.stale >= self.schedule.patience and len(losses) >= self.schedule.min_steps
+
+
+class _Relapse:
+    """Has the loss risen by so much that training is lost?"""
+
+    def __init__(self) -> None:
+        self.best, self.spread = math.inf, 0.0
+
+    def update(self, window: Sequence[float]) -> bool:
+        """Take the losses of a window; true where they are out of all proportion to the best before."""
+        losses = torch.tensor(window, dtype=torch.float64, device="cpu")
+        level = float(losses.median())
+        if level < self.best:
+            self.best, self.spread = level, 1.4826 * float((losses - level).abs().median())
+        return level > self.best + _OUT_OF_PROPORTION * self.spread + max(_OUT_OF_PROPORTION, 0.05 * abs(self.best))
 
 
 class Clip:
@@ -218,6 +242,8 @@ def descend(
         parameters: Parameters to be trained.
         sparse: Parameters whose gradients are sparse.
 
+    Where the loss rises out of all proportion training goes back to the best state and on with smaller steps, three times at most.
+
     Returns:
         What was done.
 
@@ -231,14 +257,28 @@ def descend(
     dense = [p for p in parameters if p.requires_grad and id(p) not in of_sparse]
     optimizer = torch.optim.Adam(dense, lr=schedule.lr, fused=True)
     lazy = torch.optim.SparseAdam(list(sparse), lr=schedule.lr) if sparse else None
-    done, stop, clip = Training(), _Progress(schedule), Clip()
+    done, stop, clip, relapse = Training(), _Progress(schedule), Clip(), _Relapse()
+    lr_factor, setbacks = 1.0, 0
     decay_from, decay_steps, began = None, 0, time.monotonic()
     first_state = copy.deepcopy(modules.state_dict())
     best_loss, best_state = math.inf, first_state
     recent_skips = 0
+
+    def go_back(count: int) -> None:
+        """Go on from the best state with smaller steps; the last steps do not count."""
+        nonlocal lr_factor, setbacks, clip
+        modules.load_state_dict(best_state)
+        for each in (optimizer, lazy):
+            if each is not None:
+                each.state.clear()
+        lr_factor, setbacks, clip = _SMALLER * lr_factor, setbacks + 1, Clip()
+        done.undone += count
+        if count:
+            del done.losses[-count:], done.log_weight_sds[-count:]
+
     with tqdm(total=max_steps, disable=not progress, desc="fit", unit="step", dynamic_ncols=True, leave=True) as bar:
         for step in range(max_steps):
-            lr = schedule.lr * min(1.0, (step + 1) / schedule.warmup)
+            lr = lr_factor * schedule.lr * min(1.0, (step + 1) / schedule.warmup)
             if decay_from is not None:
                 lr *= 0.5 * (1 + math.cos(math.pi * (step - decay_from) / decay_steps))
             for each in (optimizer, lazy):
@@ -267,14 +307,20 @@ def descend(
             else:
                 done.skipped += 1
                 recent_skips += 1
-                if recent_skips >= 50 or done.skipped > 20 + 0.2 * (step + 1):
+                if recent_skips >= 20 and done.losses and setbacks < _SETBACKS:
+                    go_back(len(done.losses) % schedule.window)
+                    recent_skips = 0
+                elif recent_skips >= 50 or done.skipped > 20 + 0.2 * (step + 1) + 50 * setbacks:
                     raise ArithmeticError(
                         f"{done.skipped} of {step + 1} steps had a loss or gradient that is not finite{step_done.explain()}; "
                         f"check priors and likelihood there, or give init= a point where they are finite"
                     )
             bar.update()
             count = len(done.losses)
-            if finite and count % schedule.window == 0:
+            lost = finite and count % schedule.window == 0 and relapse.update(done.losses[-schedule.window :])
+            if lost and setbacks < _SETBACKS:
+                go_back(schedule.window)
+            elif finite and count % schedule.window == 0:
                 level = sum(done.losses[-schedule.window :]) / schedule.window
                 bar.set_postfix_str(f"ELBO {-level:.3f}")
                 if level < best_loss:

@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
 from pyro_flows import FlowDistribution, flows
 from pyro_flows.distributions import MixtureBase, StudentTBase
-from pyro_flows.infer.descent import Clip, Schedule, _Progress
+from pyro_flows.infer.descent import Clip, Schedule, Step, _Progress, descend
 from pyro_flows.infer.path_gradient import OBJECTIVES, factors, tempered
 from pyro_flows.infer.traced_gradient import TracedGradient
 from pyro_flows.infer.training import take_step, train
@@ -310,3 +311,44 @@ def test_an_interrupt_at_the_very_end_keeps_what_was_trained():
     done = run(q, density, max_steps=400)
     assert done.stop_reason == "interrupted" and len(done.losses) > 100
     assert float(q.sample((2000,)).mean()) > 1.5  # it begins at 0
+
+
+def test_training_that_is_lost_goes_back_and_on_with_smaller_steps():
+    """A step size that throws the parameter off a cliff: the loss of the best window comes back, and falls further."""
+    parameter = nn.Parameter(torch.tensor([3.0]))
+    module = nn.ParameterList([parameter])
+    thrown = []
+
+    def take(decaying):
+        if take.count in (150, 330):
+            with torch.no_grad():
+                parameter.add_(1e4)
+            thrown.append(take.count)
+        take.count += 1
+        loss = (parameter**2).sum() + 0.01 * torch.randn(())
+        loss.backward()
+        return Step(float(loss.detach()), math.nan, 1, 0, str)
+
+    take.count = 0
+    schedule = Schedule(lr=0.02, window=50, min_steps=500, decay=1.0, growth=1, alpha=0.0, exact_sd=0.0)
+    options = {"max_steps": 3000, "max_time": None, "schedule": schedule, "progress": False, "parameters": [parameter]}
+    done = descend(take, module, lambda states: None, **options)
+    assert thrown == [150, 330] and done.undone >= 100
+    assert done.steps == len(done.losses) + done.undone
+    assert abs(parameter.item()) < 0.1 and done.losses[-1] < 0.1
+
+
+def test_training_that_is_lost_again_and_again_ends():
+    parameter = nn.Parameter(torch.tensor([3.0]))
+    module = nn.ParameterList([parameter])
+
+    def take(decaying):
+        take.count += 1
+        loss = (parameter**2).sum() * (1.0 if take.count <= 60 else math.nan)
+        loss.backward()
+        return Step(float(loss.detach()), math.nan, 1, 0, lambda: " somewhere")
+
+    take.count = 0
+    options = {"max_steps": 3000, "max_time": None, "schedule": Schedule(), "progress": False, "parameters": [parameter]}
+    with pytest.raises(ArithmeticError, match="110 of .* steps had a loss or gradient that is not finite somewhere"):
+        descend(take, module, lambda states: None, **options)
