@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from .flow_distribution import FlowDistribution
-from .flow_ensemble import FlowEnsemble
+from .flow_mixture import FlowMixture
 from .gaussian_mixture import GaussianMixture
 from .mixture import MixtureBase
 from .random_module import random_module
 from .standard_normal import StandardNormal
 from .student_t import StudentTBase
 
-__all__ = ["FlowDistribution", "FlowEnsemble", "GaussianMixture", "MixtureBase", "StandardNormal", "StudentTBase", "random_module"]
+__all__ = ["FlowDistribution", "FlowMixture", "GaussianMixture", "MixtureBase", "StandardNormal", "StudentTBase", "random_module"]

@@ -13,7 +13,7 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from pyro_flows.distributions import FlowDistribution, FlowEnsemble
+from pyro_flows.distributions import FlowDistribution, FlowMixture
 from pyro_flows.flows.registry import FlowFactory, build, get
 from pyro_flows.model.intervals import WithinInterval, flat_transform
 from pyro_flows.model.latents import FlatLatents
@@ -392,7 +392,7 @@ class AmortizedFlow(FlatGuide):
 
     # Posteriors
 
-    def condition(self, observations: Observations) -> FlowDistribution | FlowEnsemble:
+    def condition(self, observations: Observations) -> FlowDistribution | FlowMixture:
         """Posterior of the flat latents, event shape ``(D,)``, with the data sets as batch shape.
 
         Args:
@@ -403,10 +403,10 @@ class AmortizedFlow(FlatGuide):
         """
         return self._posterior(self.standardised(observations))
 
-    def _posterior(self, vector: Tensor) -> FlowDistribution | FlowEnsemble:
+    def _posterior(self, vector: Tensor) -> FlowDistribution | FlowMixture:
         members: Any = self.members  # Pyro registers the parameters of what it hands out
         found = [member.distribution.condition(self._encode(member.encoder, vector)) for member in members]
-        return found[0] if len(found) == 1 else FlowEnsemble(found)
+        return found[0] if len(found) == 1 else FlowMixture(found, learn_weights=False)
 
     @torch.no_grad()
     def sample(self, observations: Observations, num_samples: int = 1000, *, seed: int | None = None) -> dict[str, Tensor]:

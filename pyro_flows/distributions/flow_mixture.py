@@ -1,0 +1,196 @@
+"""Mixture of flows, with learnable or constant weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pyro.distributions import Categorical
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from .flow_distribution import FlowDistribution
+from .mixture import which_component
+from .module_distribution import ModuleDistribution
+
+
+class FlowMixture(ModuleDistribution):
+    r"""Mixture :math:`q(y) = \sum_m \pi_m\, q_m(y)` of flows.
+
+    One flow is a continuous map, and joins the modes of what it fits by bridges; a mixture need not. With constant weights a draw
+    has gradient to the flow that it comes from, so that the gradient of an expectation is right; with learned ones it has none, for
+    which component is drawn depends on them: such a mixture is trained on data, by likelihood, or by enumeration of its component
+    in a Pyro model::
+
+        pyro.module("mixture", mixture)
+        with pyro.plate("data", len(y)):
+            k = pyro.sample("k", mixture.component, infer={"enumerate": "parallel"})
+            pyro.sample("y", mixture.given(k), obs=y)
+
+    References:
+        Hermans, Delaunoy, Rozet, Wehenkel, Begy, Louppe (2022), *A trust crisis in simulation-based inference? Your posterior
+        approximations can be unfaithful*, https://arxiv.org/abs/2110.06581;
+        Pires, Figueiredo (2020), *Variational mixture of normalizing flows*, https://arxiv.org/abs/2009.00585
+
+    Args:
+        members: Distributions of one batch and event shape.
+        learn_weights: Whether the weights, equal at the start, are trained.
+        validate_args: Check the values that are scored; Pyro's setting if None.
+
+    Raises:
+        ValueError: If there are none, or their shapes differ.
+
+    Example:
+        >>> from pyro_flows import flows
+        >>> mixture = FlowMixture([FlowDistribution(flows.affine(2)) for _ in range(3)])
+        >>> mixture.log_prob(mixture.sample((5,))).shape, mixture.weights.shape
+        (torch.Size([5]), torch.Size([3]))
+    """
+
+    logits: Tensor
+
+    def __init__(
+        self, members: Sequence[FlowDistribution], *, learn_weights: bool = True, validate_args: bool | None = None
+    ) -> None:
+        members = list(members)
+        if not members or not all(isinstance(member, FlowDistribution) for member in members):
+            raise ValueError(f"members must be FlowDistributions, got {[type(member).__name__ for member in members]}")
+        shapes = {(tuple(member.batch_shape), tuple(member.event_shape)) for member in members}
+        if len(shapes) > 1:
+            raise ValueError(f"members must have one batch and event shape, got {sorted(shapes)}")
+        super().__init__(members[0].batch_shape, members[0].event_shape, validate_args=validate_args)
+        self.members = nn.ModuleList(members)
+        like = next(members[0].parameters(), torch.zeros(()))
+        logits = torch.zeros(len(members), dtype=like.dtype, device=like.device)
+        if learn_weights:
+            self.logits = nn.Parameter(logits)
+        else:
+            self.register_buffer("logits", logits)
+        self.has_rsample = not learn_weights
+
+    @constraints.dependent_property
+    def support(self) -> constraints.Constraint:
+        """That of the members."""
+        return self.members[0].support  # type: ignore[return-value]
+
+    @property
+    def weights(self) -> Tensor:
+        r"""The weights :math:`\pi`, ``(M,)``."""
+        return self.logits.softmax(-1)
+
+    @property
+    def component(self) -> Categorical:
+        """Distribution of the component, which Pyro enumerates."""
+        return Categorical(logits=self.logits)
+
+    def given(self, component: Tensor) -> FlowComponent:
+        """The distribution of a value whose component is known.
+
+        Args:
+            component: Indices ``(*)``, of any batch shape, such as that of an enumerated site.
+        """
+        return FlowComponent(self, component)
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> FlowMixture:
+        """The same distribution, with the same parameters, and another batch shape.
+
+        Raises:
+            ValueError: If this one's batch shape does not expand to it.
+        """
+        new = super().expand(batch_shape)
+        new._modules = {**self._modules, "members": nn.ModuleList(member.expand(batch_shape) for member in self.members)}  # type: ignore[operator]
+        return new
+
+    def _draws(self, sample_shape: Sequence[int]) -> Tensor:
+        """Draws of all members, ``(M, *sample_shape, *batch_shape, *event_shape)``."""
+        return torch.stack([member.rsample(sample_shape) for member in self.members])  # type: ignore[operator]
+
+    def _drawn(self, sample_shape: Sequence[int]) -> Tensor:
+        draws = self._draws(sample_shape)
+        shape = draws.shape[1 : draws.dim() - len(self.event_shape)]
+        with torch.no_grad():
+            which = which_component(torch.rand(shape, dtype=self.logits.dtype, device=draws.device), self.weights)
+        return pick(draws, which, len(self.event_shape))
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draws ``(*sample_shape, *batch_shape, *event_shape)`` with gradient, where the weights are constant.
+
+        Raises:
+            ValueError: If the weights are learned.
+        """
+        if not self.has_rsample:
+            raise ValueError(
+                "a mixture with learned weights has no reparametrised draws: which component is drawn depends on them; use sample, "
+                "or learn_weights=False"
+            )
+        return self._drawn(sample_shape)
+
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draws ``(*sample_shape, *batch_shape, *event_shape)`` without gradient."""
+        with torch.no_grad():
+            return self._drawn(sample_shape)
+
+    def component_log_probs(self, value: Tensor) -> Tensor:
+        r"""Weighted log-densities :math:`\log \pi_m q_m(y)` of ``value`` ``(*, *event_shape)``, ``(M, *)``."""
+        terms = torch.stack([member.log_prob(value) for member in self.members])  # type: ignore[operator]
+        return terms + self.logits.log_softmax(-1).reshape(-1, *(1,) * (terms.dim() - 1))
+
+    def responsibilities(self, value: Tensor) -> Tensor:
+        """Probability of each component at ``value`` ``(*, *event_shape)``, ``(M, *)``."""
+        return self.component_log_probs(value).softmax(0)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density ``(*)`` of ``value``, ``(*, *event_shape)``."""
+        return self.component_log_probs(value).logsumexp(0)
+
+
+class FlowComponent(ModuleDistribution):
+    """Members of a mixture of flows, one for each entry of a batch.
+
+    Args:
+        mixture: The mixture.
+        component: Which member, indices ``(*)``.
+
+    Example:
+        >>> from pyro_flows import flows
+        >>> mixture = FlowMixture([FlowDistribution(flows.affine(2)) for _ in range(3)])
+        >>> mixture.given(torch.tensor([0, 2])).sample().shape
+        torch.Size([2, 2])
+    """
+
+    has_rsample = True
+
+    def __init__(self, mixture: FlowMixture, component: Tensor) -> None:
+        batch_shape = torch.broadcast_shapes(component.shape, mixture.batch_shape)
+        super().__init__(batch_shape, mixture.event_shape, validate_args=False)
+        self.mixture, self.component = mixture, component
+
+    @constraints.dependent_property
+    def support(self) -> constraints.Constraint:
+        """That of the members."""
+        return self.mixture.support
+
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draws ``(*sample_shape, *batch_shape, *event_shape)`` with gradient."""
+        mixture = self.mixture.expand(self.batch_shape)
+        draws = mixture._draws(sample_shape)
+        return pick(draws, self.component.expand(draws.shape[1 : draws.dim() - len(self.event_shape)]), len(self.event_shape))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density ``(*)`` of ``value``, ``(*, *event_shape)``."""
+        terms = torch.stack([member.log_prob(value) for member in self.mixture.members])  # type: ignore[operator]
+        shape = torch.broadcast_shapes(terms.shape[1:], self.batch_shape)
+        terms = terms.reshape(len(terms), *(1,) * (len(shape) - terms.dim() + 1), *terms.shape[1:])
+        return pick(terms.expand(len(terms), *shape), self.component.expand(shape), 0)
+
+
+def pick(values: Tensor, which: Tensor, event_dim: int) -> Tensor:
+    """Of ``values`` ``(M, *, *event)`` those at the indices ``(*)``.
+
+    Example:
+        >>> pick(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([0, 1]), 0)
+        tensor([1., 4.])
+    """
+    index = which.reshape(1, *which.shape, *(1,) * event_dim).expand(1, *values.shape[1:])
+    return values.gather(0, index)[0]

@@ -1,0 +1,136 @@
+"""Mixtures of flows: densities, draws, components that Pyro enumerates, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import SVI, TraceEnum_ELBO
+from pyro.infer.autoguide import AutoDelta
+from torch import nn
+
+import pyro_flows as pf
+from pyro_flows import flows
+from pyro_flows.distributions import FlowMixture, StudentTBase
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    pyro.clear_param_store()
+    torch.manual_seed(0)
+
+
+def shifted(loc):
+    flow = flows.affine(2)
+    with torch.no_grad():
+        next(p for n, p in flow.named_parameters() if n.endswith("bias")).fill_(loc)
+    return pf.FlowDistribution(flow)
+
+
+def mixture(**options):
+    made = FlowMixture([shifted(loc) for loc in (-4.0, 0.0, 5.0)], **options)
+    with torch.no_grad():
+        made.logits.copy_(torch.tensor([0.2, 0.5, 0.3]).log())
+    return made
+
+
+def exact(x):
+    return torch.stack(
+        [math.log(w) + dist.Normal(loc, 1.0).log_prob(x).sum(-1) for w, loc in ((0.2, -4.0), (0.5, 0.0), (0.3, 5.0))]
+    ).logsumexp(0)
+
+
+@pytest.mark.parametrize("learn", [True, False])
+def test_density_draws_and_responsibilities_are_those_of_the_mixture(learn):
+    """Shares of 20,000 draws within five standard errors."""
+    made = mixture(learn_weights=learn)
+    x = 4 * torch.randn(50, 2)
+    torch.testing.assert_close(made.log_prob(x), exact(x))
+    torch.testing.assert_close(made.responsibilities(x).sum(0), torch.ones(50))
+    draws = made.sample((20_000,))
+    nearest = (draws[:, :1] - torch.tensor([-4.0, 0.0, 5.0])).abs().argmin(-1)
+    shares = torch.bincount(nearest, minlength=3) / 20_000
+    assert (shares - torch.tensor([0.2, 0.5, 0.3])).abs().max() < 0.025  # 0.018 and what is nearer to another centre
+    assert isinstance(made.logits, nn.Parameter) == learn
+
+
+def test_batches_expand_and_contexts_condition():
+    made = mixture()
+    wide = made.expand((3, 4))
+    assert wide.batch_shape == (3, 4) and wide.sample((5,)).shape == (5, 3, 4, 2) and wide.log_prob(torch.zeros(2)).shape == (3, 4)
+    assert wide.logits is made.logits
+    conditional = [pf.FlowDistribution(flows.real_nvp(2, 3)).condition(torch.randn(6, 3)) for _ in range(2)]
+    assert FlowMixture(conditional).sample((7,)).shape == (7, 6, 2)
+
+
+def test_learned_weights_are_trained_by_likelihood_and_have_no_reparametrised_draws():
+    made = FlowMixture([shifted(-4.0), shifted(5.0)])
+    data = torch.cat([torch.randn(300, 2) - 4, torch.randn(700, 2) + 5])
+    optimiser = torch.optim.Adam([made.logits], lr=0.05)
+    for _ in range(200):
+        optimiser.zero_grad()
+        (-made.log_prob(data).mean()).backward()
+        optimiser.step()
+    assert abs(made.weights[0].item() - 0.3) < 0.01
+    with pytest.raises(ValueError, match="a mixture with learned weights has no reparametrised draws"):
+        made.rsample()
+    constant = FlowMixture([shifted(-4.0), shifted(5.0)], learn_weights=False)
+    constant.rsample((10,)).sum().backward()
+    assert any(p.grad is not None for p in constant.members.parameters())
+
+
+def test_the_component_is_enumerated_in_a_model_with_plates():
+    """The enumerated log joint is that of the mixture; a location of the data is learnt through it."""
+    made = mixture()
+    data = made.sample((200,)) + 1.5
+
+    @pyro.infer.config_enumerate
+    def model(y):
+        pyro.module("mixture", made)
+        move = pyro.sample("move", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", len(y)):
+            k = pyro.sample("k", made.component)
+            pyro.sample("y", made.given(k), obs=y - move)
+
+    guide = AutoDelta(
+        pyro.poutine.block(model, expose=["move"]),
+        init_loc_fn=pyro.infer.autoguide.init_to_value(values={"move": torch.tensor(1.0)}),
+    )
+    elbo = TraceEnum_ELBO(max_plate_nesting=1)
+    expected = dist.Normal(0.0, 10.0).log_prob(torch.tensor(1.0)) + made.log_prob(data - 1.0).sum()
+    assert -elbo.loss(model, guide, data) == pytest.approx(expected.item(), rel=1e-4)
+    before = made.logits.detach().clone()
+    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.05}), elbo)
+    for _ in range(100):
+        svi.step(data)
+    assert abs(guide.median()["move"].item() - 1.5) < 0.3 and not torch.equal(before, made.logits)
+
+
+def test_given_components_draw_and_score():
+    made = mixture()
+    k = torch.tensor([[0], [2]])
+    some = made.given(k)
+    draws = some.sample((1000,))
+    assert draws.shape == (1000, 2, 1, 2)
+    assert abs(draws[:, 0].mean() + 4) < 0.2 and abs(draws[:, 1].mean() - 5) < 0.2
+    x = torch.randn(3, 2)
+    expected = torch.stack([made.members[i].log_prob(x) for i in (0, 2)])
+    torch.testing.assert_close(some.log_prob(x), expected)
+
+
+def test_copies_dtypes_and_bad_input():
+    made = mixture()
+    for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        torch.testing.assert_close(other.log_prob(torch.ones(2)), made.log_prob(torch.ones(2)))
+    assert mixture().double().log_prob(torch.ones(2).double()).dtype == torch.float64
+    heavy = pf.FlowDistribution(flows.affine(2), StudentTBase(2))
+    assert torch.isfinite(FlowMixture([heavy, shifted(0.0)]).log_prob(torch.full((2,), 1e3)))
+    with pytest.raises(ValueError, match=r"members must be FlowDistributions, got \[\]"):
+        FlowMixture([])
+    with pytest.raises(ValueError, match="members must have one batch and event shape"):
+        FlowMixture([shifted(0.0), pf.FlowDistribution(flows.affine(3))])
