@@ -79,4 +79,5 @@ SMALLER: dict[str, dict[str, object]] = {
     "sospf": {"num_layers": 2, "degree": 2, "num_polynomials": 2},
     "umnn": {"num_layers": 2, "embedding_dim": 3, "integrand_dims": (8,)},
 }
-FLOWS: dict[str, Factory] = {name: functools.partial(flows.get(name), **SMALLER.get(name, {})) for name in flows.names()}
+FLOWS: dict[str, Factory] = {name: flows.get(name) for name in flows.names()}
+FLOWS_FOR_LAWS: dict[str, Factory] = {name: functools.partial(flow, **SMALLER.get(name, {})) for name, flow in FLOWS.items()}

@@ -56,20 +56,21 @@ class MaskedMLP(ColumnMLP):
         ):
             if not isinstance(size, int) or size < least:
                 raise ValueError(f"{name} must be an integer of at least {least}, got {size!r}")
-        parents = _ordered(input_dim, order) if adjacency is None else _acyclic(input_dim, order, adjacency)
+        parents = _ordered(input_dim, order) if adjacency is None else _acyclic(input_dim, order, adjacency).cpu()
         # A hidden unit stands for a set of variables, those that some output sees, and may see what sees no others. All sets occur
         # in every layer, so that no path from a parent is cut.
         kinds = sorted({tuple(row) for row in parents.tolist()}, key=lambda row: (sum(row), row))
-        sets = torch.tensor(kinds, device=parents.device)
+        sets = torch.tensor(kinds, device="cpu")
         within = (~sets[None, :, :] | sets[:, None, :]).all(-1)  # the second within the first
         masks, widths = [], [max(width, len(kinds)) for width in check_hidden_dims(hidden_dims)]
         seen = torch.cat([sets, sets.new_ones(len(kinds), context_dim)], 1)
         for width in widths:
-            hidden = torch.arange(width, device=parents.device) % len(kinds)
+            hidden = torch.arange(width, device="cpu") % len(kinds)
             masks.append(seen[hidden])
             seen = within[:, hidden]
-        of_output = torch.tensor([kinds.index(tuple(row)) for row in parents.tolist()], device=parents.device)
+        of_output = torch.tensor([kinds.index(tuple(row)) for row in parents.tolist()], device="cpu")
         masks.append(seen[of_output].repeat(out_per_dim, 1))
+        masks = [mask.to(torch.empty(0).device) for mask in masks]  # the default device
         super().__init__(input_dim + context_dim, input_dim * out_per_dim, widths, masks=masks)
         self.input_dim, self.out_per_dim, self.context_dim = input_dim, out_per_dim, context_dim
 
@@ -93,7 +94,7 @@ def _ordered(input_dim: int, order: Tensor | Sequence[int] | None) -> Tensor:
     places = order.tolist() if isinstance(order, Tensor) else list(range(input_dim) if order is None else order)
     if not isinstance(places, list) or sorted(places) != list(range(input_dim)):
         raise ValueError(f"order must be a permutation of 0 … {input_dim - 1}, got {places}")
-    place = torch.tensor(places)
+    place = torch.tensor(places, device="cpu")  # its values are read
     return place[:, None] > place[None, :]
 
 

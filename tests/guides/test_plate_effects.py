@@ -163,7 +163,7 @@ def test_a_funnel_is_fitted_down_its_neck():
             return torch.cat([y[:, None], self.net(y[:, None])], -1)
 
     guide = pf.AutoPlateFlow(schools, {"schools": Encoder()})
-    fit = pf.fit(schools, y, count, guide=guide, seed=0, progress=False, max_steps=3000)
+    fit = pf.fit(schools, y, count, guide=guide, seed=0, progress=False, max_steps=2000)
     drawn = guide.sample(20_000, y, count)["tau"].double()
     assert abs(drawn.mean() - mean) < 0.1 * sd
     assert abs(drawn.std() / sd - 1) < 0.1

@@ -90,8 +90,8 @@ def soft_bound(raw: Tensor, bound: float = 10.0) -> Tensor:
     r""":math:`a / \sqrt{1 + (a / b)^2}`: raw parameters of a conditioner that is far from all it has seen stay of ordinary size.
 
     Example:
-        >>> soft_bound(torch.tensor([0.01, 1e6]))
-        tensor([ 0.0100, 10.0000])
+        >>> soft_bound(torch.tensor([0.0, 1e6]))
+        tensor([ 0., 10.])
     """
     return raw * torch.rsqrt(1 + (raw / bound).square())
 
