@@ -262,7 +262,8 @@ def growth(seconds: float, figure: Path) -> None:
                 times.append(1000 * statistics.median(taken))
             half = len(values) // 2
             exponents = [
-                math.log(max(series[-1], 1e-3) / max(series[half], 1e-3)) / math.log(values[-1] / values[half]) for series in (times, memory)
+                math.log(max(series[-1], 1e-3) / max(series[half], 1e-3)) / math.log(values[-1] / values[half])
+                for series in (times, memory)
             ]
             axis.loglog(values, times, "o-", label=f"{kind}: exponent {exponents[0]:.2f}")
             listed = ", ".join(f"{t:.1f}" for t in times)
