@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -61,7 +62,8 @@ class FlowMixture(ModuleDistribution):
             raise ValueError(f"members must have one batch and event shape, got {sorted(shapes)}")
         super().__init__(members[0].batch_shape, members[0].event_shape, validate_args=validate_args)
         self.members = nn.ModuleList(members)
-        like = next(members[0].parameters(), torch.zeros(()))
+        owned = chain(members[0].parameters(), members[0].buffers())
+        like = next((tensor for tensor in owned if tensor.is_floating_point()), torch.zeros(()))
         logits = torch.zeros(len(members), dtype=like.dtype, device=like.device)
         if learn_weights:
             self.logits = nn.Parameter(logits)

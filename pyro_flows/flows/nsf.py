@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..transforms.autoregressive import Autoregressive
 from ..transforms.compose import Compose
 from ..transforms.core import FlowTransform
 from ..transforms.coupling import Coupling
 from ..transforms.elementwise import Elementwise
 from ..transforms.univariate import Affine, RationalQuadraticSpline
-from .mixing import alternating_orders, coupling_stack
+from .autoregressive_stack import autoregressive_stack
+from .mixing import coupling_stack
 from .registry import register
 
 _PAPER = "https://arxiv.org/abs/1906.04032"
@@ -83,10 +83,4 @@ def nsf_autoregressive(
         >>> nsf_autoregressive(3).cheap_direction
         'inverse'
     """
-    spline = RationalQuadraticSpline(num_bins, bound)
-    layers = [
-        Autoregressive(input_dim, spline, context_dim, hidden_dims=hidden_dims, order=order)
-        for order in alternating_orders(input_dim, num_layers)
-    ]
-    scaling = Elementwise(input_dim, Affine(log_scale_bound=10.0), context_dim, hidden_dims=hidden_dims)
-    return Compose([scaling, *layers]).inv
+    return autoregressive_stack(input_dim, context_dim, lambda: RationalQuadraticSpline(num_bins, bound), num_layers, hidden_dims)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from torch.distributions import constraints
+
 from .registry import info, names
 
 HEADER = ("flow", "cheap direction", "inverse", "conditional", "domain", "smoothness", "parameters", "paper")
@@ -29,11 +31,7 @@ def table(input_dim: int = 8) -> list[tuple[str, ...]]:
         entry = info(name)
         flow = entry.factory(input_dim)
         conditional = "yes" if entry.factory(input_dim, 1).context_dim == 1 else "no"
-        domain = (
-            "real vectors"
-            if flow.domain.event_dim == 1 and str(flow.domain).startswith("IndependentConstraint(Real()")
-            else str(flow.domain)
-        )
+        domain = "real vectors" if flow.domain is constraints.real_vector else str(flow.domain)
         count = sum(parameter.numel() for parameter in flow.parameters())
         rows.append((name, entry.cheap, entry.inverse, conditional, domain, entry.smoothness, f"{count:,}", entry.paper))
     return rows

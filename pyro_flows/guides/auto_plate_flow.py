@@ -282,9 +282,13 @@ class AutoPlateFlow(AutomaticGuide):
             raise ValueError(f"model must be callable, got {type(model).__name__}")
         self.__dict__.update(_model=(InitMessenger(self.init_loc_fn)(model),), _raw_model=(model,))
 
-    def _read_call(self, args: Any, kwargs: Any, values: Mapping[str, Tensor] | None = None) -> PlateReader:
+    def _given_model(self) -> Callable[..., Any]:
         if self._raw_model[0] is None:
             raise ValueError("this guide was unpickled without its model; give it back by guide.set_model(model)")
+        return self._raw_model[0]  # type: ignore[no-any-return]
+
+    def _read_call(self, args: Any, kwargs: Any, values: Mapping[str, Tensor] | None = None) -> PlateReader:
+        raw = self._given_model()
         local = named_plates(self._context)
         awaited = frozenset(
             name
@@ -292,7 +296,7 @@ class AutoPlateFlow(AutomaticGuide):
             if any(frame.name in local for frame in frames) or _has_bounds(site_support(self.prototype_trace.nodes[name]["fn"]))
         )
         given = {} if self.create_plates is None else self._given_plates(args, kwargs)
-        model = self._raw_model[0] if not given else _Indices(given)(self._raw_model[0])
+        model = raw if not given else _Indices(given)(raw)
         call = read_plates(
             model, args, kwargs, plates=frozenset(self._prototype_frames), sites=values or self._start_values, awaited=awaited
         )
@@ -413,12 +417,16 @@ class AutoPlateFlow(AutomaticGuide):
         batch = torch.broadcast_shapes(*[part.shape[:-1] for part in parts])
         return torch.cat([part.expand(*batch, -1) for part in parts], -1)
 
+    def _values(self, block: PlateBlock, latent: Tensor, call: PlateReader) -> dict[str, Tensor]:
+        """Values of the sites of a block, where a prior is to be read at them."""
+        if not self._effects.names:
+            return {}
+        return {name: value for name, (value, _) in block.constrain(latent, call.transforms).items()}
+
     def _prior_of(self, block: PlateBlock, values: Mapping[str, Tensor], call: PlateReader, checked: bool) -> tuple[Tensor, Tensor]:
         """Location and log-precision ``(*, plates, d)`` of the prior of the latents of a block that are effects."""
         names = [layout.name for layout in block.layouts if layout.name in self._effects.names]
-        if self._raw_model[0] is None:
-            raise ValueError("this guide was unpickled without its model; give it back by guide.set_model(model)")
-        priors = self._effects.priors(self._raw_model[0], names, values, call, checked=checked)
+        priors = self._effects.priors(self._given_model(), names, values, call, checked=checked)
         parts: tuple[list[Tensor], list[Tensor]] = ([], [])
         for layout in block.layouts:
             if layout.name in priors:
@@ -457,7 +465,7 @@ class AutoPlateFlow(AutomaticGuide):
                 contexts.append(context)
                 latent = block.distribution(context).expand(batch).sample()
                 seen.append(block.whitened(latent, context))
-                values.update({name: value for name, (value, _) in block.constrain(latent, call.transforms).items()})
+                values.update(self._values(block, latent, call))
             for block, context, source in zip(self._parts, contexts, self._block_source, strict=True):
                 factors = block.recentre(context)
                 rows = None if source is None else self.sources[source]
@@ -579,8 +587,7 @@ class AutoPlateFlow(AutomaticGuide):
             mask = self._masks(block, call) if block.plates else None
             total = total + _unmasked(log_q, mask).reshape(num_samples, -1).sum(-1)
             seen.append(block.whitened(latent, context))
-            if self._effects.names:
-                values.update({name: value for name, (value, _) in block.constrain(latent, call.transforms).items()})
+            values.update(self._values(block, latent, call))
             for layout in block.layouts:
                 value = layout.unpack(latent)
                 shape = self._unconstrained_shape(layout, call)
@@ -610,8 +617,7 @@ class AutoPlateFlow(AutomaticGuide):
                 parts.append(layout.pack(value, lead + depth))
             batch = torch.broadcast_shapes(*[part.shape[:-1] for part in parts])
             latent = torch.cat([part.expand(*batch, -1) for part in parts], -1)
-            if self._effects.names:
-                values.update({name: value for name, (value, _) in block.constrain(latent, call.transforms).items()})
+            values.update(self._values(block, latent, call))
             log_q = block.distribution(context).log_prob(latent)
             log_q = _unmasked(log_q, self._masks(block, call) if block.plates else None)
             total = total + log_q.reshape(*log_q.shape[: log_q.dim() - depth], -1).sum(-1)

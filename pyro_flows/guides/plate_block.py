@@ -98,8 +98,8 @@ class PlateBlock(nn.Module):
     One conditional flow :math:`f_\theta`, shared by the elements and at the identity when training starts, then an affine map whose
     parameters are linear in the context :math:`c_i`, then a fixed location and scale, the units in which steps are taken. The
     latents without a plate are a block too, of one element. Effects whose prior has a scale that is a latent itself have
-    :class:`PartialCentring` in place of the fixed location and scale: they are standardised by their prior and a learned normal
-    likelihood.
+    :class:`PartialCentring` in place of the fixed location and scale, and an affine map without context before it: they are
+    standardised by their prior and a learned normal likelihood.
 
     Args:
         plates: Names of the plates, outermost first, and their dimensions; empty for latents without.

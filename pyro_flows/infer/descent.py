@@ -230,6 +230,8 @@ def descend(
 ) -> Training:
     """Take steps by a schedule until the loss falls no more, in place.
 
+    Where the loss rises out of all proportion training goes back to the best state and on with smaller steps, three times at most.
+
     Args:
         take: Computes the gradients of one step, told whether the step size decays already; the step is made here.
         modules: Owns the parameters.
@@ -241,8 +243,6 @@ def descend(
         callback: Called as ``callback(step, loss)`` after each step.
         parameters: Parameters to be trained.
         sparse: Parameters whose gradients are sparse.
-
-    Where the loss rises out of all proportion training goes back to the best state and on with smaller steps, three times at most.
 
     Returns:
         What was done.

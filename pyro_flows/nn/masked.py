@@ -15,8 +15,9 @@ class MaskedMLP(ColumnMLP):
     r"""Masked perceptron: output :math:`i` is a function of the variables before :math:`x_i`, or of its parents in a graph, and of
     the context.
 
-    Every output sees all its predecessors or parents; for that, hidden layers narrower than ``D`` are widened to it. The context
-    enters the first layer. As a :class:`ColumnMLP` it maps columns ``(D + context_dim, N)`` to ``(P D, N)``.
+    Every output sees all its predecessors or parents; for that, hidden layers narrower than the number of different sets of these,
+    ``D`` for an order, are widened to it. The context enters the first layer. As a :class:`ColumnMLP` it maps columns
+    ``(D + context_dim, N)`` to ``(P D, N)``.
 
     References:
         Germain et al. (2015), *MADE: masked autoencoder for distribution estimation*, https://arxiv.org/abs/1502.03509;
@@ -89,12 +90,25 @@ class MaskedMLP(ColumnMLP):
         return found.permute(2, 1, 0).reshape(*x.shape[:-1], self.input_dim, self.out_per_dim)  # type: ignore[no-any-return]
 
 
-def _ordered(input_dim: int, order: Tensor | Sequence[int] | None) -> Tensor:
-    """Which variables stand before which, ``(D, D)``."""
+def check_order(input_dim: int, order: Tensor | Sequence[int] | None) -> list[int]:
+    """The place of each variable, its own if there is no order.
+
+    Raises:
+        ValueError: If the order is no permutation of 0 … D-1.
+
+    Example:
+        >>> check_order(3, None)
+        [0, 1, 2]
+    """
     places = order.tolist() if isinstance(order, Tensor) else list(range(input_dim) if order is None else order)
     if not isinstance(places, list) or sorted(places) != list(range(input_dim)):
         raise ValueError(f"order must be a permutation of 0 … {input_dim - 1}, got {places}")
-    place = torch.tensor(places, device="cpu")  # its values are read
+    return places
+
+
+def _ordered(input_dim: int, order: Tensor | Sequence[int] | None) -> Tensor:
+    """Which variables stand before which, ``(D, D)``."""
+    place = torch.tensor(check_order(input_dim, order), device="cpu")  # its values are read
     return place[:, None] > place[None, :]
 
 

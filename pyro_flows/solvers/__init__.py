@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from .bracketed_newton import bracketed_newton
+from .bracketed_newton import bracketed_newton, most_iterations
 from .implicit import attach_gradient
 from .mode import is_eager
 from .tanh_root import sech_squared, tanh_root
 
-__all__ = ["attach_gradient", "bracketed_newton", "is_eager", "sech_squared", "tanh_root"]
+__all__ = ["attach_gradient", "bracketed_newton", "is_eager", "most_iterations", "sech_squared", "tanh_root"]

@@ -11,6 +11,16 @@ from .mode import is_eager
 _GROWTH = 8.0  # of the stride, for each step taken before the root is enclosed
 
 
+def most_iterations() -> int:
+    """Iterations of a solver of steep or flat functions: outside of eager mode all of them are made, and unrolled by a compiler.
+
+    Example:
+        >>> most_iterations()
+        100
+    """
+    return 100 if is_eager() else 60
+
+
 def bracketed_newton(
     function: ValueAndSlope,
     target: Tensor,

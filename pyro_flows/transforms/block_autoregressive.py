@@ -9,12 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..nn.masked import check_order
 from ..nn.mlp import check_positive
-from ..solvers import bracketed_newton
+from ..solvers import bracketed_newton, most_iterations, sech_squared
 from .core import FlowTransform
-from .univariate.solved import most_iterations
-
-_LOG_4 = math.log(4.0)
 
 
 class BlockAutoregressive(FlowTransform):
@@ -70,9 +68,7 @@ class BlockAutoregressive(FlowTransform):
         check_positive(hidden_factor=hidden_factor, num_hidden=num_hidden)
         if not 0 < leak < 1:
             raise ValueError(f"leak must be between 0 and 1, got {leak}")
-        places = order.tolist() if isinstance(order, Tensor) else list(range(input_dim) if order is None else order)
-        if sorted(places) != list(range(input_dim)):
-            raise ValueError(f"order must be a permutation of 0 … {input_dim - 1}, got {places}")
+        places = check_order(input_dim, order)
         self.leak = leak
         self.register_buffer("place", torch.tensor(places))
         self.register_buffer("order", torch.tensor(sorted(range(input_dim), key=places.__getitem__)))
@@ -122,8 +118,7 @@ class BlockAutoregressive(FlowTransform):
         return x + self.log_gate.exp() * h, F.softplus(self.log_gate + log_slope.squeeze(-1))
 
     def _log_slope_of_activation(self, t: Tensor) -> Tensor:
-        log_sech_squared = _LOG_4 - 2 * (t.abs() + F.softplus(-2 * t.abs()))
-        return (self.leak + (1 - self.leak) * log_sech_squared.exp()).log()
+        return (self.leak + (1 - self.leak) * sech_squared(t)).log()
 
 
 def _noise(y: Tensor) -> float:

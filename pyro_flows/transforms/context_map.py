@@ -32,12 +32,7 @@ class ContextMap(FlowTransform):
             raise ValueError(f"context_dim must be a positive integer, the size of the context that comes in, got {context_dim}")
         self.transform = transform
         self.network = network
-        self.event_shape = transform.event_shape
-        self.domain = transform.domain
-        self.codomain = transform.codomain
-        self.cheap_direction = transform.cheap_direction
-        self.inverse_kind = transform.inverse_kind
-        self.log_det_kind = transform.log_det_kind
+        self._take_after(transform)
 
     def _told(self, context: Tensor | None) -> Tensor | None:
         return self.network(context) if self.transform.context_dim and context is not None else None

@@ -117,6 +117,12 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
             if name in cls.__dict__:
                 setattr(cls, name, _checked(cls.__dict__[name]))
 
+    def _take_after(self, transform: FlowTransform) -> None:
+        """Say of itself what another transform says, of which this is the same map."""
+        self.event_shape, self.domain, self.codomain = transform.event_shape, transform.domain, transform.codomain
+        self.log_det_kind, self.inverse_kind = transform.log_det_kind, transform.inverse_kind
+        self.cheap_direction = transform.cheap_direction
+
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         r"""The transform and its log-determinant in one pass.
 
@@ -499,12 +505,7 @@ class Conditioned(FlowTransform):
         super().__init__(transform.input_dim)
         self.transform = transform
         self.context = context
-        self.event_shape = transform.event_shape
-        self.domain = transform.domain
-        self.codomain = transform.codomain
-        self.log_det_kind = transform.log_det_kind
-        self.inverse_kind = transform.inverse_kind
-        self.cheap_direction = transform.cheap_direction
+        self._take_after(transform)
 
     def extra_repr(self) -> str:
         return f"context={tuple(self.context.shape)}"

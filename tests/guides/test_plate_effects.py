@@ -138,7 +138,11 @@ def test_the_conditional_posterior_is_exact_at_every_scale():
 
 
 def test_a_funnel_is_fitted_down_its_neck():
-    """Forty groups whose scale may be zero: mean and sd of log tau against quadrature. Monte Carlo error of 20,000 draws: 0.01."""
+    """Forty groups whose scale may be zero: mean and sd of tau against quadrature. Monte Carlo error of 20,000 draws: 0.01 sd.
+
+    The whole way, from the model to the verdict; an affine map passes it too. What tells the two apart is the conditional posterior
+    at every scale, above.
+    """
     count = 40
     y = 0.4 * torch.randn(count, generator=torch.Generator().manual_seed(2)) + torch.randn(
         count, generator=torch.Generator().manual_seed(3)

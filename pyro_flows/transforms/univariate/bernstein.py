@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from ...nn.mlp import check_positive
 from .base import Params
-from .solved import LOG_E_MINUS_1, SolvedMap, aligned, soft_bound
+from .raw_parameters import LOG_E_MINUS_1, aligned, check_bound, soft_bound
+from .solved import SolvedMap
 
 
 class Bernstein(SolvedMap):
@@ -47,8 +48,7 @@ class Bernstein(SolvedMap):
         check_positive(degree=degree)
         if degree > 60:
             raise ValueError(f"degree must be at most 60, beyond which binomials lose their digits; got {degree}")
-        if not 0 < bound < math.inf:
-            raise ValueError(f"bound must be positive and finite, got {bound}")
+        check_bound(bound)
         if not 0 < min_increment < 1:
             raise ValueError(f"min_increment must be between 0 and 1, got {min_increment}")
         self.degree, self.bound, self.min_increment = degree, bound, min_increment

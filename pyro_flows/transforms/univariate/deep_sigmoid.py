@@ -7,7 +7,8 @@ from torch.nn import functional as F
 
 from ...nn.mlp import check_positive
 from .base import Params
-from .solved import LOG_E_MINUS_1, SolvedMap, aligned, along, check_least_slope, gains, soft_bound, with_least_slope
+from .raw_parameters import LOG_E_MINUS_1, aligned, along, check_least_slope, gains, soft_bound, with_least_slope
+from .solved import SolvedMap
 
 
 class DeepSigmoid(SolvedMap):

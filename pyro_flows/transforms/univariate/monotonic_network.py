@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,7 +11,8 @@ from torch.nn import functional as F
 
 from ...nn.mlp import MLP, check_positive
 from .base import Params
-from .solved import LOG_E_MINUS_1, SolvedMap, aligned, along, check_least_slope, soft_bound
+from .raw_parameters import LOG_E_MINUS_1, aligned, along, check_bound, check_least_slope, soft_bound
+from .solved import SolvedMap
 
 
 class MonotonicNetwork(SolvedMap):
@@ -54,8 +54,7 @@ class MonotonicNetwork(SolvedMap):
     ) -> None:
         super().__init__()
         check_positive(embedding_dim=embedding_dim, num_nodes=num_nodes)
-        if not 0 < bound < math.inf:
-            raise ValueError(f"bound must be positive and finite, got {bound}")
+        check_bound(bound)
         check_least_slope(min_slope)
         self.embedding_dim, self.bound, self.min_slope = embedding_dim, bound, min_slope
         self.param_shapes = ((), (embedding_dim,))

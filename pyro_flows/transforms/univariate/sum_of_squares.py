@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from ...nn.mlp import check_positive
 from .base import Params
-from .solved import SolvedMap, aligned, along, check_least_slope, gains, soft_bound
+from .raw_parameters import aligned, along, check_bound, check_least_slope, gains, soft_bound
+from .solved import SolvedMap
 
 
 class SumOfSquares(SolvedMap):
@@ -44,8 +43,7 @@ class SumOfSquares(SolvedMap):
     def __init__(self, degree: int = 4, num_polynomials: int = 3, bound: float = 6.0, min_slope: float = 1e-3) -> None:
         super().__init__()
         check_positive(degree=degree, num_polynomials=num_polynomials)
-        if not 0 < bound < math.inf:
-            raise ValueError(f"bound must be positive and finite, got {bound}")
+        check_bound(bound)
         check_least_slope(min_slope)
         self.degree, self.num_polynomials, self.bound, self.min_slope = degree, num_polynomials, bound, min_slope
         self.param_shapes = ((), (num_polynomials * (degree + 1),))
