@@ -9,7 +9,7 @@ import torch
 
 from pyro_flows import flows
 from pyro_flows import transforms as t
-from pyro_flows.nn import FirstNumbers
+from pyro_flows.nn import FirstNumbers, LipschitzNetwork, ProximalNetwork
 
 Factory = Callable[[int, int], t.FlowTransform]
 
@@ -29,8 +29,13 @@ TRANSFORMS: dict[str, Factory] = {
     "Coupling(Bernstein)": lambda d, c: t.Coupling(d, t.Bernstein(5), c, hidden_dims=(8,)),
     "Coupling(SumOfSquares)": lambda d, c: t.Coupling(d, t.SumOfSquares(2, 2), c, hidden_dims=(8,)),
     "Coupling(MonotonicNetwork)": lambda d, c: t.Coupling(d, t.MonotonicNetwork(3, (8,)), c, hidden_dims=(8,)),
+    "Elementwise(HeavyTails)": lambda d, c: t.Elementwise(d, t.HeavyTails(), c, hidden_dims=(8,)),
+    "Elementwise(CircularSpline)": lambda d, c: t.Elementwise(d, t.CircularSpline(4), c, hidden_dims=(8,)),
+    "Coupling(CircularSpline)": lambda d, c: t.Coupling(d, t.CircularSpline(4), c, hidden_dims=(8,)),
+    "Autoregressive(HeavyTails)": lambda d, c: t.Autoregressive(d, t.HeavyTails(), c, hidden_dims=(8,)),
     "AffineTril": t.AffineTril,
     "BlockAutoregressive": lambda d, c: t.BlockAutoregressive(d, c, hidden_factor=3, num_hidden=2),
+    "ConvexPotential": lambda d, c: t.ConvexPotential(d, c, hidden_dims=(8, 8)),
     "LowRankAffine": t.LowRankAffine,
     "LULinear": t.LULinear,
     "Orthogonal(cayley)": t.Orthogonal,
@@ -38,6 +43,8 @@ TRANSFORMS: dict[str, Factory] = {
     "Householder": t.Householder,
     "Planar": t.Planar,
     "Radial": t.Radial,
+    "Residual(Lipschitz)": lambda d, c: t.Residual(LipschitzNetwork(d, c, (8, 8))),
+    "Residual(proximal)": lambda d, c: t.Residual(ProximalNetwork(d, c, (8, 8))),
     "Sylvester": t.Sylvester,
     "TruncatedRegression": lambda d, c: unbounded_regression(d, c),
     "RegressionFlow": lambda d, c: t.RegressionFlow(flows.get("real_nvp")(d, c), unbounded_regression(d, c)),
@@ -59,6 +66,9 @@ def non_centring(dim: int) -> t.NonCentring:
 # These take no context.
 UNCONDITIONAL: dict[str, Factory] = {
     "ActNorm": lambda d, c: t.ActNorm(d),
+    "BatchNorm, evaluating": lambda d, c: t.BatchNorm(d).eval(),
+    "Elementwise(SoftClip)": lambda d, c: t.Elementwise(d, t.SoftClip(1e6)),
+    "Elementwise(LogSoftExtension)": lambda d, c: t.Elementwise(d, t.LogSoftExtension(1e4)),
     "Permutation": lambda d, c: t.Permutation(torch.arange(d).flip(0)),
     "NonCentring": lambda d, c: non_centring(d),
     "LowerCholeskyAffine": lambda d, c: t.LowerCholeskyAffine(torch.ones(d), torch.eye(d) + 0.1 * torch.ones(d, d).tril()),
@@ -74,10 +84,46 @@ TOLD: dict[str, Factory] = {
 SMALLER: dict[str, dict[str, object]] = {
     "bernstein": {"num_layers": 2, "degree": 5},
     "bnaf": {"num_layers": 2, "hidden_factor": 4},
+    "convex_potential": {"num_layers": 2, "hidden_dims": (16, 16)},
     "gaussianization": {"num_layers": 2, "num_components": 3},
     "naf": {"num_layers": 2, "num_units": 4},
+    "proximal_residual": {"num_layers": 2, "hidden_dims": (16, 16)},
+    "residual": {"num_layers": 2, "hidden_dims": (16, 16)},
     "sospf": {"num_layers": 2, "degree": 2, "num_polynomials": 2},
     "umnn": {"num_layers": 2, "embedding_dim": 3, "integrand_dims": (8,)},
 }
 FLOWS: dict[str, Factory] = {name: flows.get(name) for name in flows.names()}
 FLOWS_FOR_LAWS: dict[str, Factory] = {name: functools.partial(flow, **SMALLER.get(name, {})) for name, flow in FLOWS.items()}
+
+
+class Flattened(t.FlowTransform):
+    """A transform of images as one of vectors, for laws about these."""
+
+    def __init__(self, transform: t.FlowTransform) -> None:
+        super().__init__(transform.input_dim, transform.context_dim)
+        self.transform = transform
+
+    def forward_and_log_det(self, x, context=None):
+        y, log_det = self.transform.forward_and_log_det(x.unflatten(-1, self.transform.event_shape), context)
+        return y.flatten(-3), log_det
+
+    def inverse_and_log_det(self, y, context=None):
+        x, log_det = self.transform.inverse_and_log_det(y.unflatten(-1, self.transform.output_shape), context)
+        return x.flatten(-3), log_det
+
+
+# Of images of 16 pixels in all.
+IMAGES: dict[str, Callable[[int], t.FlowTransform]] = {
+    "Squeeze": lambda c: t.Squeeze((1, 4, 4)),
+    "PerPixel(LULinear)": lambda c: t.PerPixel((2, 2, 4), t.LULinear(2, c)),
+    "InvertibleConv1x1": lambda c: t.InvertibleConv1x1((4, 2, 2), c),
+    "ImageCoupling(channels)": lambda c: t.ImageCoupling((4, 2, 2), t.Affine(), c, hidden_channels=4),
+    "ImageCoupling(checkerboard)": lambda c: t.ImageCoupling(
+        (1, 4, 4), t.RationalQuadraticSpline(3), c, mask="checkerboard", hidden_channels=4
+    ),
+    "Split": lambda c: t.Split(t.ImageCoupling((2, 2, 2), t.Affine(), c, hidden_channels=4), hidden_channels=4),
+    **{
+        name: lambda c, name=name: flows.get(name)((1, 4, 4), c, num_steps=2, hidden_channels=4)  # type: ignore[misc]
+        for name in flows.names("image")
+    },
+}

@@ -13,7 +13,7 @@ import torch
 from pyro_flows.testing import FLOW_LAWS, LAWS, Case, check_flow, check_transform
 
 sys.path.insert(0, str(Path(__file__).parent))
-from registry import FLOWS, FLOWS_FOR_LAWS, TOLD, TRANSFORMS, UNCONDITIONAL
+from registry import FLOWS, FLOWS_FOR_LAWS, IMAGES, TOLD, TRANSFORMS, UNCONDITIONAL, Flattened
 
 # Tracing is slow and does not depend on these.
 ONCE = {"compiles_in_one_graph", "cache_is_never_stale", "pyro_module_trains"}
@@ -24,10 +24,16 @@ SHAPES = ((1, 0), (1, 3), (2, 0), (2, 3), (5, 0), (5, 3))
 SOLVED = {
     *("naf", "umnn", "sospf", "bernstein", "bnaf", "gaussianization"),
     *("BlockAutoregressive", "Coupling(MonotonicNetwork)", "Coupling(MixtureCDF, logistic)", "Elementwise(MixtureCDF, gaussian)"),
-    *("Coupling(Bernstein)", "Coupling(SumOfSquares)"),
+    *("Coupling(Bernstein)", "Coupling(SumOfSquares)", "Residual(Lipschitz)", "Residual(proximal)", "ConvexPotential"),
+    *("residual", "proximal_residual", "convex_potential"),
 }
 # Millions of roots.
-LONG = {(name, "density_integrates_to_one") for name in ("gaussianization", "umnn", "naf")}
+LONG = {
+    (name, "density_integrates_to_one")
+    for name in ("gaussianization", "umnn", "naf", "residual", "proximal_residual", "convex_potential", "ttf")
+}
+# Traced for longer than what they would tell beside others that are traced as well.
+LONG |= {(name, "compiles_in_one_graph") for name in ("ttf", "Elementwise(DeepSigmoid)", "real_nvp_image", "nsf_autoregressive")}
 # Rotations of one variable do not depend on a context.
 NOTHING_TO_TURN = {"Orthogonal(cayley)", "Orthogonal(exponential)"}
 
@@ -79,6 +85,30 @@ def test_transform_of_a_context_of_its_own_keeps_law(name, law):
 @pytest.mark.parametrize(("name", "law"), list(_cases(FLOWS, [*LAWS, *FLOW_LAWS])))
 def test_flow_keeps_law(name, law, request):
     _check(check_flow, FLOWS_FOR_LAWS[name], law, shapes=_shapes(name, request))
+
+
+# Laws that are more than shapes and copies, for flows of many variables; the first two take a Jacobian for each point.
+WIDE = ("round_trip", "log_det_is_that_of_autograd", "log_dets_are_opposite", "gradients_reach_everything", "extreme_inputs")
+WIDE_CASES = [
+    pytest.param(name, law, marks=pytest.mark.slow if name in SOLVED | {"sylvester"} or law in WIDE[:2] else ())
+    for name in FLOWS
+    for law in WIDE
+]
+
+
+@pytest.mark.parametrize(("name", "law"), WIDE_CASES)
+def test_flow_of_32_variables_keeps_law(name, law):
+    _check(check_flow, FLOWS_FOR_LAWS[name], law, shapes=((32, 0), (32, 3)))
+
+
+@pytest.mark.parametrize(("name", "law"), list(_cases(IMAGES, LAWS)))
+def test_transform_of_images_keeps_law(name, law):
+    for context_dim in (0, 3) if name != "Squeeze" else (0,):
+        if law not in ONCE or context_dim or name == "Squeeze":
+            dtypes = (torch.float64,) if law == "compiles_in_one_graph" else (torch.float32, torch.float64)
+            check_transform(
+                lambda d, c: Flattened(IMAGES[name](c)), input_dim=16, context_dim=context_dim, laws=[law], dtypes=dtypes
+            )
 
 
 _FRESH_PROCESS = """

@@ -70,7 +70,7 @@ class FlowDistribution(ModuleDistribution):
             )
         if not base.has_rsample:
             raise ValueError(f"base must have rsample, and {type(base).__name__} has not; choose a reparametrised one")
-        super().__init__((), transform.event_shape, validate_args=validate_args)
+        super().__init__((), transform.output_shape, validate_args=validate_args)
         self._base_is_default = is_default
         self._set(transform, base)
 
@@ -84,7 +84,7 @@ class FlowDistribution(ModuleDistribution):
                     f"context: its batch shape does not broadcast with the batch shape {tuple(batch)} of the base "
                     f"({error}); insert dimensions of size 1 where they differ"
                 ) from error
-            batch = shape[: len(shape) - len(transform.event_shape)]
+            batch = shape[: len(shape) - len(transform.output_shape)]
             if batch != base.batch_shape:
                 base = base.expand(batch)  # a row of the context gets noise of its own
         self._batch_shape = batch
@@ -99,8 +99,8 @@ class FlowDistribution(ModuleDistribution):
 
     @property
     def has_rsample(self) -> bool:
-        """Always true."""
-        return True
+        """True unless the flow has surjections, whose draws are not differentiable."""
+        return self.transform.bijective
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
@@ -142,7 +142,8 @@ class FlowDistribution(ModuleDistribution):
                 self.base.to(dtype=dtype, device=device)  # the flow was moved without this distribution
 
     def _checked(self, value: Tensor, noise: Tensor) -> Tensor:
-        if value.shape != noise.shape:
+        batch = noise.shape[: noise.dim() - len(self.base.event_shape)]
+        if value.shape != batch + self.event_shape:
             raise ValueError(
                 f"transform takes noise of shape {tuple(noise.shape)} to values of shape {tuple(value.shape)}, which "
                 f"would share their noise; its forward_shape must tell the batch shape that it adds"
@@ -166,6 +167,9 @@ class FlowDistribution(ModuleDistribution):
             ValueError: If the flow is conditional and has no context.
         """
         self._ready()
+        if not self.transform.bijective:
+            value = self.rsample(sample_shape)
+            return value, self.log_prob(value)
         if isinstance(self.base, FlowDistribution):
             noise, log_base = self.base.rsample_and_log_prob(sample_shape)
         else:
@@ -195,9 +199,11 @@ class FlowDistribution(ModuleDistribution):
             base: The same, with their log-density and its score, where these are known.
 
         Raises:
-            ValueError: If the flow is conditional and has no context.
+            ValueError: If the flow is conditional and has no context, or has surjections.
         """
         self._ready()
+        if not self.transform.bijective:
+            raise ValueError("transform has surjections, whose draws have no path gradient; use an objective without it")
         if base is not None:
             noise, log_base, score = base
         else:

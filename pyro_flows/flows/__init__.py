@@ -5,7 +5,9 @@ from __future__ import annotations
 from .affine import affine
 from .bernstein import bernstein
 from .bnaf import bnaf
+from .convex_potential import convex_potential
 from .gaussianization import gaussianization
+from .images import glow, of_pixels, real_nvp_image
 from .maf import iaf, maf
 from .naf import naf
 from .nice import nice
@@ -14,9 +16,11 @@ from .planar import planar
 from .radial import radial
 from .real_nvp import real_nvp
 from .registry import FlowInfo, build, get, info, names, register, unregister
+from .residual import proximal_residual, residual
 from .sospf import sospf
 from .sylvester import sylvester
 from .table import table
+from .ttf import ttf
 from .umnn import umnn
 
 __all__ = [
@@ -25,8 +29,10 @@ __all__ = [
     "bernstein",
     "bnaf",
     "build",
+    "convex_potential",
     "gaussianization",
     "get",
+    "glow",
     "iaf",
     "info",
     "maf",
@@ -35,13 +41,18 @@ __all__ = [
     "nice",
     "nsf_autoregressive",
     "nsf_coupling",
+    "of_pixels",
     "planar",
+    "proximal_residual",
     "radial",
     "real_nvp",
+    "real_nvp_image",
     "register",
+    "residual",
     "sospf",
     "sylvester",
     "table",
+    "ttf",
     "umnn",
     "unregister",
 ]

@@ -11,6 +11,7 @@ from pyro_flows.transforms.core import CheapDirection, FlowTransform
 
 FlowFactory = Callable[..., FlowTransform]
 Smoothness = Literal["smooth", "once"]
+Event = Literal["vector", "image"]
 _F = TypeVar("_F", bound=FlowFactory)
 
 
@@ -20,11 +21,12 @@ class FlowInfo:
 
     Args:
         name: Name by which :func:`get` finds it.
-        factory: ``(input_dim, context_dim=0, **options) -> FlowTransform``.
+        factory: ``(input_dim, context_dim=0, **options) -> FlowTransform``; one of images takes their shape ``(C, H, W)`` first.
         cheap: Direction that needs one pass: ``"forward"`` samples fast, ``"inverse"`` scores fast, ``"both"`` does both.
         inverse: How the other direction is computed, ``"closed"`` form or ``"solved"`` numerically.
         paper: Address of the paper.
         smoothness: How often the density can be differentiated, ``"smooth"`` for always, or ``"once"``.
+        event: What it is a flow of, ``"vector"`` or ``"image"``.
 
     Example:
         >>> from pyro_flows import flows
@@ -38,6 +40,7 @@ class FlowInfo:
     inverse: Literal["closed", "solved"]
     paper: str
     smoothness: Smoothness = "smooth"
+    event: Event = "vector"
 
 
 _REGISTRY: dict[str, FlowInfo] = {}
@@ -50,6 +53,7 @@ def register(
     inverse: Literal["closed", "solved"],
     paper: str,
     smoothness: Smoothness = "smooth",
+    event: Event = "vector",
 ) -> Callable[[_F], _F]:
     """Register a factory ``(input_dim, context_dim=0, **options) -> FlowTransform`` under a name.
 
@@ -59,6 +63,7 @@ def register(
         inverse: How the other direction is computed.
         paper: Address of the paper.
         smoothness: How often the density can be differentiated.
+        event: What it is a flow of.
 
     Raises:
         ValueError: If the name is taken.
@@ -77,7 +82,7 @@ def register(
     def decorate(factory: _F) -> _F:
         if name in _REGISTRY:
             raise ValueError(f"name={name!r} is registered already, by {_REGISTRY[name].factory}; choose another name")
-        _REGISTRY[name] = FlowInfo(name, factory, cheap, inverse, paper, smoothness)
+        _REGISTRY[name] = FlowInfo(name, factory, cheap, inverse, paper, smoothness, event)
         return factory
 
     return decorate
@@ -99,15 +104,18 @@ def unregister(name: str) -> None:
     del _REGISTRY[name]
 
 
-def names() -> tuple[str, ...]:
-    """Names of all registered flows, sorted.
+def names(event: Event = "vector") -> tuple[str, ...]:
+    """Names of the registered flows of vectors, or of images, sorted.
+
+    Args:
+        event: Which of the two.
 
     Example:
         >>> from pyro_flows import flows
-        >>> "real_nvp" in flows.names()
-        True
+        >>> "real_nvp" in flows.names(), flows.names("image")
+        (True, ('glow', 'real_nvp_image'))
     """
-    return tuple(sorted(_REGISTRY))
+    return tuple(sorted(name for name, entry in _REGISTRY.items() if entry.event == event))
 
 
 def info(name: str) -> FlowInfo:
@@ -125,7 +133,7 @@ def info(name: str) -> FlowInfo:
         'https://arxiv.org/abs/1605.08803'
     """
     if name not in _REGISTRY:
-        raise ValueError(f"no flow is named {name!r}; the names are {', '.join(names())}")
+        raise ValueError(f"no flow is named {name!r}; the names are {', '.join(sorted(_REGISTRY))}")
     return _REGISTRY[name]
 
 
@@ -146,13 +154,21 @@ def get(name: str) -> FlowFactory:
     return info(name).factory
 
 
-def build(flow: str | FlowFactory, input_dim: int, context_dim: int = 0, **options: Any) -> FlowTransform:
+def build(
+    flow: str | FlowFactory,
+    input_dim: int | tuple[int, ...],
+    context_dim: int = 0,
+    *,
+    allow_surjections: bool = False,
+    **options: Any,
+) -> FlowTransform:
     """Build a flow from a name or from a callable, and check what came out.
 
     Args:
         flow: Name in the registry or a callable ``(input_dim, context_dim, **options) -> FlowTransform``.
-        input_dim: Dimension D that the flow must have.
+        input_dim: Dimension D that the flow must have, or shape ``(C, H, W)`` of its images.
         context_dim: Dimension of the context that it must take.
+        allow_surjections: Whether it may have layers that are no bijections.
         options: Passed to the factory.
 
     Raises:
@@ -165,6 +181,9 @@ def build(flow: str | FlowFactory, input_dim: int, context_dim: int = 0, **optio
     """
     if isinstance(flow, str):
         factory = get(flow)
+        wanted: Event = "vector" if isinstance(input_dim, int) else "image"
+        if info(flow).event != wanted:
+            raise ValueError(f"flow={flow!r} is a flow of {info(flow).event}s; flows of {wanted}s are {', '.join(names(wanted))}")
     elif callable(flow):
         factory = flow
     else:
@@ -180,9 +199,14 @@ def build(flow: str | FlowFactory, input_dim: int, context_dim: int = 0, **optio
     transform = factory(input_dim, context_dim, **options)
     if not isinstance(transform, FlowTransform):
         raise ValueError(f"flow={label} returned {type(transform).__name__}; it must return a FlowTransform")
-    if tuple(transform.event_shape) != (input_dim,) or transform.context_dim != context_dim:
+    if not transform.bijective and not allow_surjections:
         raise ValueError(
-            f"flow={label} returned a transform with event shape {tuple(transform.event_shape)} and "
-            f"context_dim={transform.context_dim}; expected ({input_dim},) and {context_dim}"
+            f"flow={label} returned a flow with surjections, whose draws have no gradient; fit it to data by fit_density"
+        )
+    event_shape = (input_dim,) if isinstance(input_dim, int) else tuple(input_dim)
+    if tuple(transform.output_shape) != event_shape or transform.context_dim != context_dim:
+        raise ValueError(
+            f"flow={label} returned a transform with event shape {tuple(transform.output_shape)} and "
+            f"context_dim={transform.context_dim}; expected {event_shape} and {context_dim}"
         )
     return transform

@@ -6,6 +6,8 @@ from torch.distributions import constraints
 
 from .registry import info, names
 
+_IMAGE = (1, 28, 28)
+
 HEADER = ("flow", "cheap direction", "inverse", "conditional", "domain", "smoothness", "parameters", "paper")
 
 
@@ -27,11 +29,13 @@ def table(input_dim: int = 8) -> list[tuple[str, ...]]:
         ('both', 'closed', 'yes', 'real vectors', 'smooth')
     """
     rows: list[tuple[str, ...]] = []
-    for name in names():
+    for name in (*names(), *names("image")):
         entry = info(name)
-        flow = entry.factory(input_dim)
-        conditional = "yes" if entry.factory(input_dim, 1).context_dim == 1 else "no"
-        domain = "real vectors" if flow.domain is constraints.real_vector else str(flow.domain)
-        count = sum(parameter.numel() for parameter in flow.parameters())
-        rows.append((name, entry.cheap, entry.inverse, conditional, domain, entry.smoothness, f"{count:,}", entry.paper))
+        of_image = entry.event == "image"
+        size = _IMAGE if of_image else input_dim
+        flow = entry.factory(size)
+        conditional = "yes" if entry.factory(size, 1).context_dim == 1 else "no"
+        domain = "images" if of_image else "real vectors" if flow.domain is constraints.real_vector else str(flow.domain)
+        count = f"{sum(parameter.numel() for parameter in flow.parameters()):,}" + (f" at {_IMAGE}" if of_image else "")
+        rows.append((name, entry.cheap, entry.inverse, conditional, domain, entry.smoothness, count, entry.paper))
     return rows

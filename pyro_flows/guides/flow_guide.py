@@ -10,10 +10,10 @@ from typing import Any, Self
 import torch
 from pyro.distributions.util import sum_rightmost
 from pyro.infer.autoguide import AutoGuide
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_flows.model.sites import site_support
-from pyro_flows.transforms.core import forget_pyro_links
+from pyro_flows.transforms.core import FlowTransform, forget_pyro_links
 
 _INSTANCES = itertools.count()
 
@@ -133,3 +133,24 @@ class FlowGuide(AutoGuide):  # type: ignore[misc]
         unconstrained = transform.inv(value)
         log_det = transform.log_abs_det_jacobian(unconstrained, value)
         return unconstrained, sum_rightmost(log_det, log_det.dim() - value.dim() + site["fn"].event_dim)
+
+
+def check_exact_density(guide: nn.Module) -> None:
+    """Refuse a guide whose density is an estimate or a bound, of which importance weights would be wrong.
+
+    Args:
+        guide: The guide.
+
+    Raises:
+        ValueError: If a transform in it has a log-determinant that is not exact.
+
+    Example:
+        >>> from pyro_flows import flows
+        >>> check_exact_density(flows.affine(2))
+    """
+    for module in guide.modules():
+        if isinstance(module, FlowTransform) and module.log_det_kind != "exact":
+            raise ValueError(
+                f"the guide's density is not exact (log_det_kind={module.log_det_kind!r} of its {type(module).__name__}), and "
+                f'cannot weigh draws; build the flow with an exact log-determinant, for instance log_det="exact" of a residual flow'
+            )

@@ -201,7 +201,7 @@ class PlateBlock(nn.Module):
     def _start(self, loc: Tensor, init_scale: float) -> None:
         log_scale = torch.full_like(loc, math.log(init_scale))
         layer = self._location_scale
-        if isinstance(layer, Elementwise):
+        if isinstance(layer, Elementwise) and layer.conditioner is not None:
             univariate = layer.univariate
             params, start = layer.conditioner, {"raw": torch.stack([loc, univariate.raw_log_scale(log_scale)])}  # type: ignore[operator]
         elif isinstance(layer, PartialCentring):

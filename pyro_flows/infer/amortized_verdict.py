@@ -7,6 +7,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_flows.guides.amortized_flow import AmortizedFlow, Observations
+from pyro_flows.guides.flow_guide import check_exact_density
 from pyro_flows.model import LogJoint
 from pyro_flows.model.simulator import SimulatorModel
 
@@ -41,6 +42,7 @@ def weighted_draws(
     """
     check_count("num_samples", num_samples, 2)
     check_seed(seed)
+    check_exact_density(guide)
     values = guide.observations(observations)
     batches = {name: tuple(value.shape[: value.dim() - len(guide.observed_shapes[name])]) for name, value in values.items()}
     if any(batches.values()):

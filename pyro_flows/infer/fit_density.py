@@ -14,11 +14,16 @@ from tqdm import tqdm
 from pyro_flows.distributions import FlowDistribution
 from pyro_flows.flows.registry import FlowFactory, build
 from pyro_flows.nn import Standardised
-from pyro_flows.transforms import ActNorm, Compose, ContextMap, FlowTransform, LowerCholeskyAffine
-from pyro_flows.transforms.compose import flattened
+from pyro_flows.transforms import Compose, ContextMap, FlowTransform, LowerCholeskyAffine
+from pyro_flows.transforms.actnorm import initialize_actnorms
 
 from .maximum_likelihood import LikelihoodRun, check_likelihood_options, maximise_likelihood
 from .result import check_count, check_seed
+
+#: Rows that are scored at once.
+_PART = 2048
+#: Rows from which ActNorm layers start.
+_START = 2048
 
 
 @dataclass
@@ -61,7 +66,7 @@ class DensityFit:
 
     @torch.no_grad()
     def log_prob(self, data: Tensor, context: Tensor | None = None) -> Tensor:
-        """Log-density ``(*)`` in nats of points ``(*, D)``, in parts, for their memory.
+        """Log-density ``(*)`` in nats of points ``(*, D)`` or images, in parts, for their memory.
 
         Args:
             data: The points.
@@ -71,10 +76,11 @@ class DensityFit:
             ValueError: If a shape does not fit, or there is no context where one is wanted.
         """
         self._at(context)
-        if data.dim() < 2:
+        batch = data.shape[: data.dim() - len(self.distribution.event_shape)]
+        if not batch:
             return self._at(context).log_prob(data)
-        contexts = [None] * len(data) if context is None else context.expand(*data.shape[:-1], -1).split(4096)
-        parts = zip(data.split(4096), contexts, strict=False)
+        contexts = [None] * len(data) if context is None else context.expand(*batch, -1).split(_PART)
+        parts = zip(data.split(_PART), contexts, strict=False)
         return torch.cat([self._at(given).log_prob(part) for part, given in parts])
 
     @torch.no_grad()
@@ -103,7 +109,7 @@ def fit_density(
     context: Tensor | None = None,
     *,
     flow_options: Mapping[str, Any] | None = None,
-    standardise: bool = True,
+    standardise: bool | None = None,
     validation: tuple[Tensor, ...] | None = None,
     validation_share: float = 0.1,
     lr: float = 3e-3,
@@ -122,11 +128,13 @@ def fit_density(
 
     Args:
         flow: Name of a registered flow, callable ``(input_dim, context_dim) -> FlowTransform``, transform from noise to data, or
-            distribution with a base of its own; the last two are trained in place.
-        data: The points, ``(N, D)``, at least 10.
+            distribution with a base of its own; the last two are trained in place. A flow of images by name or callable gets their
+            shape ``(C, H, W)`` as ``input_dim``.
+        data: The points, ``(N, D)``, at least 10; or images, ``(N, C, H, W)``.
         context: A row of context for each, ``(N, C)``, for a conditional density.
         flow_options: Keyword arguments of a registered flow.
-        standardise: Whether to bring every variable to mean 0 and standard deviation 1 before the flow.
+        standardise: Whether to bring every variable to mean 0 and standard deviation 1 before the flow. By default points are, and
+            images are not; surjections that ask for whole or sorted numbers need them as they are.
         validation: Rows to hold out, ``(data,)`` or ``(data, context)``, in place of a share of ``data``.
         validation_share: Share of the rows that is held out.
         lr: Largest step size of Adam.
@@ -165,7 +173,7 @@ def fit_density(
             count = max(1, round(validation_share * len(data)))
             rows, held = tuple(part[order[count:]] for part in rows), tuple(part[order[:count]] for part in rows)
         distribution = _distribution(flow, rows, dict(flow_options or {}), standardise)
-        _initialise(distribution.transform, rows)
+        initialize_actnorms(distribution.transform, rows[0][:_START], rows[1][:_START] if len(rows) > 1 else None)
 
         def loss(points: Tensor, *contexts: Tensor) -> Tensor:
             at = distribution.condition(contexts[0]) if contexts else distribution
@@ -196,9 +204,9 @@ def _checked(name: str, rows: tuple[Tensor, ...], like: tuple[Tensor, ...] | Non
         if not isinstance(part, Tensor) or not part.is_floating_point():
             what = f"a tensor of {part.dtype}" if isinstance(part, Tensor) else type(part).__name__
             raise ValueError(f"{label} must be a floating-point tensor, got {what}; convert it by torch.as_tensor(…).float()")
-        if part.dim() != 2 or len(part) < least:
+        if part.dim() < 2 or (part.dim() != 2 and "context" in label) or len(part) < least:
             raise ValueError(f"{label} must have shape (N, D) with N at least {least}, got {tuple(part.shape)}")
-        bad = ~torch.isfinite(part).all(-1)
+        bad = ~torch.isfinite(part).flatten(1).all(-1)
         if bool(bad.any()):
             raise ValueError(f"{label} has NaN or infinity in {int(bad.sum())} of {len(part)} rows; drop them")
     if len({(len(part), part.dtype) for part in rows}) > 1:
@@ -206,19 +214,24 @@ def _checked(name: str, rows: tuple[Tensor, ...], like: tuple[Tensor, ...] | Non
             f"{name} and context must have the same rows and dtype, got "
             f"{' and '.join(f'{tuple(part.shape)} of {part.dtype}' for part in rows)}"
         )
-    if like is not None and [part.shape[-1] for part in rows] != [part.shape[-1] for part in like]:
+    if like is not None and [part.shape[1:] for part in rows] != [part.shape[1:] for part in like]:
         raise ValueError(
-            f"{name} must have rows of the widths {[part.shape[-1] for part in like]}, as data and context, got "
-            f"{[part.shape[-1] for part in rows]}"
+            f"{name} must have rows of the shapes {[tuple(part.shape[1:]) for part in like]}, as data and context, got "
+            f"{[tuple(part.shape[1:]) for part in rows]}"
         )
     return rows
 
 
 def _distribution(
-    flow: str | FlowFactory | FlowTransform | FlowDistribution, rows: tuple[Tensor, ...], options: dict[str, Any], standardise: bool
+    flow: str | FlowFactory | FlowTransform | FlowDistribution,
+    rows: tuple[Tensor, ...],
+    options: dict[str, Any],
+    standardise: bool | None,
 ) -> FlowDistribution:
-    data = rows[0]
-    widths = data.shape[-1], rows[1].shape[-1] if len(rows) > 1 else 0
+    data, event = rows[0], rows[0].shape[1:]
+    context_dim = rows[1].shape[-1] if len(rows) > 1 else 0
+    if standardise and len(event) > 1:
+        raise ValueError("standardise must be False for images; put LogitPreprocessing or ActNorm into the flow")
     base = flow.base if isinstance(flow, FlowDistribution) else None
     transform = flow.transform if isinstance(flow, FlowDistribution) else flow
     if isinstance(transform, FlowTransform):
@@ -226,17 +239,18 @@ def _distribution(
             raise ValueError(
                 f"flow_options are for a flow by name or factory, got {sorted(options)} for a flow that is made already"
             )
-        if (transform.input_dim, transform.context_dim) != widths:
+        if (transform.output_shape, transform.context_dim) != (event, context_dim):
             raise ValueError(
-                f"flow has input_dim={transform.input_dim} and context_dim={transform.context_dim}; data and context have "
-                f"{widths[0]} and {widths[1]} columns"
+                f"flow gives events of shape {tuple(transform.output_shape)} with context_dim={transform.context_dim}; rows of "
+                f"data have shape {tuple(event)} and those of the context {context_dim} columns"
             )
     else:
-        transform = build(transform, *widths, **options).to(data)
-    if standardise:
-        if widths[1]:
+        shape = event[0] if len(event) == 1 else tuple(event)
+        transform = build(transform, shape, context_dim, allow_surjections=True, **options).to(data)
+    if standardise or (standardise is None and len(event) == 1):
+        if context_dim:
             loc, scale = _location_and_scale("context", rows[1], constant_is_fine=True)
-            transform = ContextMap(transform, Standardised(loc, scale), widths[1])
+            transform = ContextMap(transform, Standardised(loc, scale), context_dim)
         transform = Compose([transform, LowerCholeskyAffine(*_location_and_scale("data", data))])
     return FlowDistribution(transform) if base is None else FlowDistribution(transform, base)
 
@@ -250,20 +264,3 @@ def _location_and_scale(name: str, rows: Tensor, constant_is_fine: bool = False)
         columns = constant.nonzero().flatten().tolist()
         raise ValueError(f"{name} has columns {columns} that do not vary, and no density along them; drop them")
     return loc, scale
-
-
-@torch.no_grad()
-def _initialise(transform: FlowTransform, rows: tuple[Tensor, ...]) -> None:
-    """Start ActNorm layers from what reaches them of the data, on the way to the noise."""
-    parts = list(flattened(transform, True))
-    if not any(isinstance(part, ActNorm) for part, _ in parts):
-        return
-    x, context = rows[0], rows[1] if len(rows) > 1 else None
-    for part, backwards in parts:
-        if isinstance(part, ActNorm) and not bool(part.initialized):
-            part.initialize(x)
-            if backwards:  # the inverse is to have outputs of mean 0 and standard deviation 1
-                part.bias.copy_(-part.bias * (-part.log_scale).exp())
-                part.log_scale.neg_()
-        given = context if part.context_dim else None
-        x = (part.inverse_and_log_det if backwards else part.forward_and_log_det)(x, given)[0]

@@ -14,6 +14,7 @@ from torch import Tensor
 from pyro_flows.diagnostics import Diagnosis, diagnose, from_groups, psis, psis_resample, to_inference_data, usable_log_weights
 from pyro_flows.distributions import GaussianMixture
 from pyro_flows.guides import AutoFlow, AutoPlateFlow
+from pyro_flows.guides.flow_guide import check_exact_density
 from pyro_flows.guides.plate_joint import PlateJoint
 from pyro_flows.model import LogJoint, predictive, read_model
 
@@ -140,6 +141,7 @@ class Fit:
 
     def _weighted(self, num_samples: int, seed: int | None) -> tuple[Tensor, Tensor, Tensor]:
         """Draws, and log-densities in float64 under the model (joint with the data) and under the guide."""
+        check_exact_density(self.guide)
         latents, log_q = self._latents(num_samples, seed)
         with torch.no_grad():
             log_p = torch.cat([self.log_joint.full(chunk) for chunk in latents.split(self._chunk)])

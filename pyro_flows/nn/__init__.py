@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from .column_mlp import ColumnMLP
 from .context import FirstNumbers, Standardised
+from .contractive import ContractiveNetwork, LipschitzNetwork, ProximalNetwork
+from .conv_net import ConvNet
+from .convex import ConvexNetwork
 from .convolutional import ConvEncoder
 from .masked import MaskedMLP
 from .missing import MissingValues
@@ -15,12 +18,17 @@ from .sets import DeepSet, SetAttention
 __all__ = [
     "MLP",
     "ColumnMLP",
+    "ContractiveNetwork",
     "ConvEncoder",
+    "ConvNet",
+    "ConvexNetwork",
     "DeepSet",
     "FirstNumbers",
     "GRUEncoder",
+    "LipschitzNetwork",
     "MaskedMLP",
     "MissingValues",
+    "ProximalNetwork",
     "ResidualNet",
     "SetAttention",
     "Standardised",

@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 from .bracketed_newton import bracketed_newton, most_iterations
+from .damped_newton import damped_newton
+from .fixed_point import fixed_point
 from .implicit import attach_gradient
 from .mode import is_eager
 from .tanh_root import sech_squared, tanh_root
 
-__all__ = ["attach_gradient", "bracketed_newton", "is_eager", "most_iterations", "sech_squared", "tanh_root"]
+__all__ = [
+    "attach_gradient",
+    "bracketed_newton",
+    "damped_newton",
+    "fixed_point",
+    "is_eager",
+    "most_iterations",
+    "sech_squared",
+    "tanh_root",
+]

@@ -5,69 +5,104 @@ from __future__ import annotations
 from .actnorm import ActNorm
 from .affine_tril import AffineTril
 from .autoregressive import Autoregressive
+from .batch_norm import BatchNorm
 from .block_autoregressive import BlockAutoregressive
 from .compose import Compose
 from .context_map import ContextMap
+from .convex_potential import ConvexPotential
 from .core import Conditioned, FlowTransform, Inverse
 from .coupling import Coupling
 from .elementwise import Elementwise
 from .householder import Householder
+from .image_coupling import ImageCoupling
+from .logit_preprocessing import LogitPreprocessing
 from .low_rank_affine import LowRankAffine
 from .lower_cholesky_affine import LowerCholeskyAffine
 from .lu_linear import LULinear
 from .non_centring import NonCentring
 from .orthogonal import Orthogonal
 from .partial_centring import PartialCentring
+from .per_pixel import InvertibleConv1x1, PerPixel
 from .permutation import Permutation
 from .planar import Planar
 from .radial import Radial
 from .regression_flow import RegressionFlow
+from .residual import Residual
+from .split import Split
+from .squeeze import Squeeze
+from .surjections import Abs, Augmentation, Dequantization, Max, Slice, Sort, Surjection
 from .sylvester import Sylvester
+from .torch_transform import TorchTransform
 from .truncated_regression import TruncatedRegression
 from .univariate import (
     Affine,
     Bernstein,
+    CircularSpline,
     DeepSigmoid,
+    HeavyTails,
+    LogSoftExtension,
     MixtureCDF,
     MonotonicNetwork,
     RationalQuadraticSpline,
     Shift,
+    SoftClip,
     SumOfSquares,
     UnivariateMap,
 )
 
 __all__ = [
+    "Abs",
     "ActNorm",
     "Affine",
     "AffineTril",
+    "Augmentation",
     "Autoregressive",
+    "BatchNorm",
     "Bernstein",
     "BlockAutoregressive",
+    "CircularSpline",
     "Compose",
     "Conditioned",
     "ContextMap",
+    "ConvexPotential",
     "Coupling",
     "DeepSigmoid",
+    "Dequantization",
     "Elementwise",
     "FlowTransform",
+    "HeavyTails",
     "Householder",
+    "ImageCoupling",
     "Inverse",
+    "InvertibleConv1x1",
     "LULinear",
+    "LogSoftExtension",
+    "LogitPreprocessing",
     "LowRankAffine",
     "LowerCholeskyAffine",
+    "Max",
     "MixtureCDF",
     "MonotonicNetwork",
     "NonCentring",
     "Orthogonal",
     "PartialCentring",
+    "PerPixel",
     "Permutation",
     "Planar",
     "Radial",
     "RationalQuadraticSpline",
-    "Shift",
     "RegressionFlow",
+    "Residual",
+    "Shift",
+    "Slice",
+    "SoftClip",
+    "Sort",
+    "Split",
+    "Squeeze",
     "SumOfSquares",
+    "Surjection",
     "Sylvester",
+    "TorchTransform",
     "TruncatedRegression",
     "UnivariateMap",
 ]

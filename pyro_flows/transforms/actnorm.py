@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -38,13 +40,15 @@ class ActNorm(FlowTransform):
         self.bias = nn.Parameter(torch.zeros(input_dim))
         self.log_scale = nn.Parameter(torch.zeros(input_dim))
         self.register_buffer("initialized", torch.tensor(False))
+        self._waiting = False
 
     @torch.no_grad()
-    def initialize(self, x: Tensor) -> None:
+    def initialize(self, x: Tensor, direction: Literal["forward", "inverse"] = "forward") -> None:
         """Set shift and scale so that the outputs of this batch have mean 0 and standard deviation 1.
 
         Args:
             x: At least two points, shape ``(*, D)``. A later call replaces what an earlier one has set.
+            direction: Of which direction the outputs are meant.
 
         Raises:
             ValueError: If the shape does not fit, or a variable is constant or not finite in the batch.
@@ -57,14 +61,48 @@ class ActNorm(FlowTransform):
         if not bool(usable.all()):
             bad = (~usable).nonzero().flatten().tolist()
             raise ValueError(f"x must be finite and must vary in every variable; variables {bad} do not: drop them")
-        self.log_scale.copy_(-scale.log())
-        self.bias.copy_(-mean / scale)
+        forward = direction == "forward"
+        self.log_scale.copy_(-scale.log() if forward else scale.log())
+        self.bias.copy_(-mean / scale if forward else mean)
         self.initialized.fill_(True)
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return :math:`y` of shape ``(*, D)`` and the log-determinant of shape ``(*)``."""
+        if self._waiting:
+            self.initialize(x)
         return x * self.log_scale.exp() + self.bias, self.log_scale.sum(-1).expand(x.shape[:-1])
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return :math:`x` of shape ``(*, D)`` and the log-determinant of the inverse, shape ``(*)``."""
+        if self._waiting:
+            self.initialize(y, "inverse")
         return (y - self.bias) * (-self.log_scale).exp(), -self.log_scale.sum(-1).expand(y.shape[:-1])
+
+
+@torch.no_grad()
+def initialize_actnorms(flow: FlowTransform, data: Tensor, context: Tensor | None = None) -> None:
+    """Start every ActNorm in a flow from noise to data, that is not started yet, from what reaches it of a batch.
+
+    Args:
+        flow: The flow, with layers at any depth.
+        data: At least two points, shape ``(*, D)``, or images.
+        context: Their contexts, if the flow takes any.
+
+    Raises:
+        ValueError: If a variable that reaches such a layer is constant or not finite in the batch.
+
+    Example:
+        >>> norm = ActNorm(1)
+        >>> initialize_actnorms(norm, torch.tensor([[1.0], [3.0], [5.0]]))
+        >>> norm.inv(torch.tensor([3.0])).abs().item() < 1e-6
+        True
+    """
+    layers = [module for module in flow.modules() if isinstance(module, ActNorm) and not bool(module.initialized)]
+    for layer in layers:
+        layer._waiting = True
+    try:
+        if layers:
+            flow.inverse_and_log_det(data, context)
+    finally:
+        for layer in layers:
+            layer._waiting = False

@@ -71,7 +71,7 @@ class Autoregressive(ColumnTransform):
         adjacency: Tensor | None = None,
     ) -> None:
         super().__init__(input_dim, context_dim)
-        self.univariate = check_univariate(univariate)
+        self.univariate = check_univariate(univariate, with_parameters=True)
         self.conditioner = MaskedMLP(input_dim, univariate.param_count, context_dim, hidden_dims, order, adjacency)
 
     @property

@@ -17,10 +17,11 @@ class Compose(FlowTransform):
     :math:`\log|\det \partial y/\partial x| = \sum_i \log|\det \partial f_i|`. The context goes to every part that takes one.
 
     Args:
-        parts: Transforms of one event shape, the first applied first. Their non-zero ``context_dim`` must agree.
+        parts: Transforms, the first applied first, each of the event shape that the one before gives. Their non-zero
+            ``context_dim`` must agree.
 
     Raises:
-        ValueError: If there are no parts, one is not a :class:`FlowTransform`, or their dimensions differ.
+        ValueError: If there are no parts, one is not a :class:`FlowTransform`, or their dimensions do not fit.
 
     Example:
         >>> from pyro_flows.transforms import AffineTril, Permutation
@@ -36,16 +37,17 @@ class Compose(FlowTransform):
         for i, part in enumerate(parts):
             if not isinstance(part, FlowTransform):
                 raise ValueError(f"parts[{i}] must be a FlowTransform, got {type(part).__name__}")
-            if part.event_shape != parts[0].event_shape:
+            if i and part.event_shape != parts[i - 1].output_shape:
                 raise ValueError(
-                    f"parts[{i}] has event shape {tuple(part.event_shape)}, parts[0] has {tuple(parts[0].event_shape)}; "
-                    f"all parts need the same"
+                    f"parts[{i}] takes events of shape {tuple(part.event_shape)}, parts[{i - 1}] gives "
+                    f"{tuple(parts[i - 1].output_shape)}; they must agree"
                 )
         context_dims = {part.context_dim for part in parts if part.context_dim}
         if len(context_dims) > 1:
             raise ValueError(f"parts have different context_dim {sorted(context_dims)}; those that take a context must agree")
         super().__init__(parts[0].input_dim, max(context_dims, default=0))
-        self.event_shape = parts[0].event_shape
+        self.event_shape, self.output_shape = parts[0].event_shape, parts[-1].output_shape
+        self.bijective = all(part.bijective for part in parts)
         self.domain = parts[0].domain
         self.codomain = parts[-1].codomain
         self.parts = nn.ModuleList(parts)

@@ -49,7 +49,8 @@ def _checked(method: _Pass) -> _Pass:
 
     @functools.wraps(method)
     def checked(self: FlowTransform, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        x, context = self._check(x, context, method.__name__)
+        backwards = method.__name__ == "inverse_and_log_det"
+        x, context = self._check(x, context, method.__name__, self.output_shape if backwards else self.event_shape)
         return method(self, x, context)
 
     return checked
@@ -64,6 +65,9 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
 
     The two methods receive ``x`` already checked, and expanded to the batch shape that it shares with ``context``; ``context``
     keeps its own batch shape, which broadcasts against that of ``x``, and is ``None`` when ``context_dim`` is 0.
+
+    The event is ``(D,)`` unless a subclass sets ``event_shape`` to another, such as ``(C, H, W)`` of an image; where values have
+    another shape than what they are made from, it sets ``output_shape`` too.
 
     The cache remembers one pass (x, y, log-det) by identity and version of the tensors and of every parameter and buffer, by
     the gradient mode, by train and eval mode, and by the steps that optimisers took; it is forgotten once gradients have passed
@@ -90,8 +94,8 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
     """
 
     bijective = True
-    domain = constraints.real_vector
-    codomain = constraints.real_vector
+    domain: constraints.Constraint = constraints.real_vector
+    codomain: constraints.Constraint = constraints.real_vector
     log_det_kind: LogDetKind = "exact"
     cheap_direction: CheapDirection = "both"
     inverse_kind: Literal["closed", "solved"] = "closed"
@@ -109,6 +113,7 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
         self.input_dim = input_dim
         self.context_dim = context_dim
         self.event_shape = torch.Size((input_dim,))
+        self._output_shape: torch.Size | None = None
         self._cache = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -117,9 +122,19 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
             if name in cls.__dict__:
                 setattr(cls, name, _checked(cls.__dict__[name]))
 
+    @property
+    def output_shape(self) -> torch.Size:
+        """Shape of an event of values: that of :attr:`event_shape`, unless the transform changes it."""
+        return self.event_shape if self._output_shape is None else self._output_shape
+
+    @output_shape.setter
+    def output_shape(self, shape: torch.Size) -> None:
+        self._output_shape = torch.Size(shape)
+
     def _take_after(self, transform: FlowTransform) -> None:
         """Say of itself what another transform says, of which this is the same map."""
         self.event_shape, self.domain, self.codomain = transform.event_shape, transform.domain, transform.codomain
+        self.output_shape, self.bijective = transform.output_shape, transform.bijective
         self.log_det_kind, self.inverse_kind = transform.log_det_kind, transform.inverse_kind
         self.cheap_direction = transform.cheap_direction
 
@@ -180,7 +195,7 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
         with torch.enable_grad():
             at = y.detach().requires_grad_()
             back, log_det_back = self.inverse_and_log_det(at, context)
-            outputs = [(back, score.detach().expand(y.shape)), (log_det_back, torch.ones_like(log_det_back))]
+            outputs = [(back, score.detach().expand(back.shape)), (log_det_back, torch.ones_like(log_det_back))]
             outputs = [(output, weight) for output, weight in outputs if output.requires_grad]
             (new_score,) = torch.autograd.grad([out for out, _ in outputs], at, [weight for _, weight in outputs])
         return y, log_det, new_score
@@ -221,12 +236,13 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
 
     def forward_shape(self, shape: torch.Size) -> torch.Size:
         """Shape of ``y`` for ``x`` of the given shape."""
-        self._check_event(torch.Size(shape), "forward_shape")
-        return torch.Size(shape)
+        batch = self._check_event(torch.Size(shape), "forward_shape", self.event_shape)
+        return batch + self.output_shape
 
     def inverse_shape(self, shape: torch.Size) -> torch.Size:
         """Shape of ``x`` for ``y`` of the given shape."""
-        return self.forward_shape(shape)
+        batch = self._check_event(torch.Size(shape), "inverse_shape", self.output_shape)
+        return batch + self.event_shape
 
     def __call__(self, x: Tensor) -> Tensor:
         """The transform of ``x``, ``(*, D)``."""
@@ -282,7 +298,7 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
         return tuple(key)
 
     def _can_cache(self, *tensors: Tensor | None) -> bool:
-        if not is_eager() or torch.is_inference_mode_enabled():
+        if not self.bijective or not is_eager() or torch.is_inference_mode_enabled():
             return False
         return not any(tensor is not None and tensor.is_inference() for tensor in tensors)
 
@@ -341,21 +357,23 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
 
     # Checks
 
-    def _check_event(self, shape: torch.Size, what: str) -> None:
-        event = self.event_shape
+    def _check_event(self, shape: torch.Size, what: str, event: torch.Size) -> torch.Size:
+        """The batch shape."""
         if shape[len(shape) - len(event) :] != event or len(shape) < len(event):
             expected = ", ".join(["*", *map(str, event)])
             raise ValueError(
                 f"{type(self).__name__}.{what}: input has shape {tuple(shape)}, expected ({expected}); "
                 f"build the transform with the input_dim of your data, or reshape it"
             )
+        return shape[: len(shape) - len(event)]
 
-    def _check(self, x: Tensor, context: Tensor | None, what: str) -> tuple[Tensor, Tensor | None]:
+    def _check(self, x: Tensor, context: Tensor | None, what: str, event: torch.Size | None = None) -> tuple[Tensor, Tensor | None]:
         if not isinstance(x, Tensor):
             raise ValueError(f"{type(self).__name__}.{what}: input must be a tensor, got {type(x).__name__}")
         if not x.dtype.is_floating_point:
             raise ValueError(f"{type(self).__name__}.{what}: input must be floating point, got {x.dtype}; convert it first")
-        self._check_event(x.shape, what)
+        event = self.event_shape if event is None else event
+        batch = self._check_event(x.shape, what, event)
         if not torch.compiler.is_compiling():
             self._check_dtype(x, "input", what)
         if self.context_dim == 0:
@@ -366,8 +384,6 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
                 f"pass context=… or use .condition(context)"
             )
         self._check_context(context, what)
-        event = len(self.event_shape)
-        batch = x.shape[: len(x.shape) - event]
         if context.shape[:-1] != batch:
             try:
                 full = torch.broadcast_shapes(batch, context.shape[:-1])
@@ -376,7 +392,7 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
                     f"{type(self).__name__}.{what}: batch shape {tuple(batch)} of the input and {tuple(context.shape[:-1])} of "
                     f"the context do not broadcast; insert dimensions of size 1 where they differ"
                 ) from error
-            x = x.expand(full + self.event_shape)
+            x = x.expand(full + event)
         return x, context
 
     def _check_context(self, context: Tensor, what: str) -> None:
@@ -446,9 +462,10 @@ class Inverse(FlowTransform):
             raise ValueError(f"transform must be a FlowTransform, got {type(transform).__name__}")
         super().__init__(transform.input_dim, transform.context_dim)
         self.transform = transform
-        self.event_shape = transform.event_shape
+        self.event_shape, self.output_shape = transform.output_shape, transform.event_shape
         self.domain = transform.codomain
         self.codomain = transform.domain
+        self.bijective = transform.bijective
         self.log_det_kind = transform.log_det_kind
         self.inverse_kind = transform.inverse_kind
         swap: dict[CheapDirection, CheapDirection] = {"forward": "inverse", "inverse": "forward", "both": "both"}
@@ -524,9 +541,8 @@ class Conditioned(FlowTransform):
         return self.transform.sign
 
     def forward_shape(self, shape: torch.Size) -> torch.Size:
-        shape = super().forward_shape(shape)
-        event = len(self.event_shape)
-        return torch.broadcast_shapes(shape[: len(shape) - event], self.context.shape[:-1]) + self.event_shape
+        batch = self._check_event(torch.Size(shape), "forward_shape", self.event_shape)
+        return torch.broadcast_shapes(batch, self.context.shape[:-1]) + self.output_shape
 
     def _forward_cached(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         return self.transform._forward_cached(x, self.context)

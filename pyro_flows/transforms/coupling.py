@@ -55,7 +55,7 @@ class Coupling(ColumnTransform):
         mask: Tensor | Sequence[bool] | None = None,
     ) -> None:
         super().__init__(input_dim, context_dim)
-        self.univariate = check_univariate(univariate)
+        self.univariate = check_univariate(univariate, with_parameters=True)
         self.inverse_kind = univariate.inverse_kind
         if mask is None:
             mask = [i < input_dim // 2 for i in range(input_dim)]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from .column_transform import ColumnTransform, Needs, Record
 from .context_parameters import ContextParameters
@@ -41,12 +42,18 @@ class Elementwise(ColumnTransform):
         super().__init__(input_dim, context_dim)
         self.univariate = check_univariate(univariate)
         self.inverse_kind = univariate.inverse_kind
-        zeros = torch.zeros(univariate.param_count, input_dim)
-        self.conditioner = ContextParameters({"raw": zeros}, context_dim, hidden_dims)
+        if univariate.codomain is not constraints.real:
+            self.codomain = constraints.independent(univariate.codomain, 1)
+        self.conditioner: ContextParameters | None = None
+        if univariate.param_count:
+            zeros = torch.zeros(univariate.param_count, input_dim)
+            self.conditioner = ContextParameters({"raw": zeros}, context_dim, hidden_dims)
+        elif context_dim:
+            raise ValueError(f"context_dim must be 0 for {type(univariate).__name__}, which has no parameters, got {context_dim}")
 
     @property
     def learned(self) -> tuple[Tensor, ...]:
-        return (self.conditioner.get_parameter("raw"),) if self.context_dim == 0 else ()
+        return (self.conditioner.get_parameter("raw"),) if self.context_dim == 0 and self.conditioner is not None else ()
 
     def can_record(self, inverse: bool) -> bool:
         return self.context_dim == 0 and self.univariate.closed_form and self.univariate.broadcasts
@@ -55,16 +62,17 @@ class Elementwise(ColumnTransform):
         self, columns: Tensor, context: Tensor | None, parameters: Sequence[Tensor], inverse: bool
     ) -> tuple[Tensor, Tensor]:
         if context is None:
-            value, log_slope = self.univariate.arithmetic(columns, parameters[0][..., None], inverse)
+            raw = parameters[0][..., None] if parameters else columns[:0]
+            value, log_slope = self.univariate.arithmetic(columns, raw, inverse)
         else:
-            (raw,) = self.conditioner(context.t())
+            (raw,) = self.conditioner(context.t())  # type: ignore[misc]
             direction = self.univariate.inverse_and_log_det if inverse else self.univariate.forward_and_log_det
             value, log_slope = direction(columns, self.univariate.split(raw.movedim(0, -1).contiguous()))
         return value, log_slope.expand(value.shape).sum(0)
 
     def through(self, columns: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor, Record]:
         univariate: ClosedFormMap = self.univariate  # type: ignore[assignment]
-        raw = self.conditioner.get_parameter("raw")[..., None]
+        raw = self.conditioner.get_parameter("raw")[..., None]  # type: ignore[union-attr]
         done = univariate.evaluate(columns, raw, inverse)
         log_det = done.log_slope.sum(0).expand(columns.shape[1])
         return done.value, log_det.clone(), ElementwisePass(univariate, done)
@@ -111,8 +119,8 @@ class ElementwisePass(NamedTuple):
         return score * (-self.done.log_slope).exp()
 
 
-def check_univariate(univariate: UnivariateMap) -> UnivariateMap:
-    """The argument, if it is a univariate map.
+def check_univariate(univariate: UnivariateMap, with_parameters: bool = False) -> UnivariateMap:
+    """The argument, if it is a univariate map, with parameters where these are wanted.
 
     Raises:
         ValueError: If it is not.
@@ -124,4 +132,6 @@ def check_univariate(univariate: UnivariateMap) -> UnivariateMap:
     """
     if not isinstance(univariate, UnivariateMap):
         raise ValueError(f"univariate must be an instance of UnivariateMap, such as Affine(), got {univariate!r}")
+    if with_parameters and not univariate.param_count:
+        raise ValueError(f"univariate must have parameters to be set by a network, and {univariate!r} has none; use Elementwise")
     return univariate

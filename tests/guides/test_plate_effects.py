@@ -137,6 +137,7 @@ def test_the_conditional_posterior_is_exact_at_every_scale():
         torch.testing.assert_close(found[0] - found[1], expected[0] - expected[1], rtol=1e-3, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_a_funnel_is_fitted_down_its_neck():
     """Forty groups whose scale may be zero: mean and sd of tau against quadrature. Monte Carlo error of 20,000 draws: 0.01 sd.
 

@@ -109,7 +109,10 @@ def test_a_base_of_its_own_and_double_precision():
         ({"data": torch.ones(20, 2)}, r"data has columns \[0, 1\] that do not vary"),
         ({"context": torch.randn(19, 1)}, "data and context must have the same rows and dtype"),
         ({"context": torch.randn(20, 1).double()}, "data and context must have the same rows and dtype"),
-        ({"validation": (torch.randn(5, 3),)}, r"validation must have rows of the widths \[2\], as data and context, got \[3\]"),
+        (
+            {"validation": (torch.randn(5, 3),)},
+            r"validation must have rows of the shapes \[\(2,\)\], as data and context, got \[\(3,\)\]",
+        ),
         ({"flow": "no_such_flow"}, "no flow is named 'no_such_flow'"),
         ({"flow": flows.affine(3)}, "flow has input_dim=3 and context_dim=0; data and context have 2 and 0 columns"),
         ({"flow": flows.affine(2), "flow_options": {"a": 1}}, r"flow_options are for a flow by name or factory, got \['a'\]"),

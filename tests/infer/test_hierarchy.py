@@ -168,6 +168,7 @@ def test_the_coordinates_can_be_named(wanted):
         pf.fit(centred, STUDY.y, STUDY.sigma, non_centred="yes", **QUICK)
 
 
+@pytest.mark.slow
 def test_a_prior_of_changing_family_is_no_hierarchy():
     def model():
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))

@@ -78,6 +78,7 @@ def test_a_ridge_is_no_set_of_modes():
     assert not are_separate(density, [])
 
 
+@pytest.mark.slow
 def test_annealing_keeps_the_modes_that_training_loses():
     grid = torch.linspace(-4, 4, 20_001, dtype=torch.float64)
     evidence = 8 * float(wells(grid[:, None]).logsumexp(0) + math.log(float(grid[1] - grid[0])))

@@ -153,7 +153,9 @@ def test_scaling_of_nice_reaches_far():
     assert flow.forward_and_log_det(torch.zeros(1))[1] > 6
 
 
-@pytest.mark.parametrize("name, c", [("real_nvp", 0), ("nsf_coupling", C), ("iaf", 0), ("nsf_autoregressive", C)])
+@pytest.mark.parametrize(
+    "name, c", [("real_nvp", 0), ("nsf_coupling", C), ("iaf", 0), pytest.param("nsf_autoregressive", C, marks=pytest.mark.slow)]
+)
 def test_whole_flow_compiles_in_one_graph_and_maps_over_a_batch(name, c):
     flow = randomised(flows.get(name)(3, c, num_layers=2, hidden_dims=(8,)))
     x, context = inputs(flow, c)

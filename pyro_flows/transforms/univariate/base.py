@@ -6,6 +6,7 @@ import math
 from typing import Literal
 
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 Params = tuple[Tensor, ...]
 
@@ -27,6 +28,8 @@ class UnivariateMap(nn.Module):
 
     param_shapes: tuple[tuple[int, ...], ...] = ()
     affine: bool = False
+    #: Where values lie.
+    codomain: constraints.Constraint = constraints.real
     #: How the inverse is computed, in closed form or by a solver.
     inverse_kind: Literal["closed", "solved"] = "closed"
     #: Whether gradients have a closed form, as those of a :class:`~pyro_flows.transforms.univariate.closed_form.ClosedFormMap`.

@@ -68,7 +68,8 @@ def pick_bin(at: Tensor, raw: Tensor, inverse: bool, num_bins: int, bound: float
 
     Args:
         at: Points in ``[-bound, bound]``, shape ``(*)``.
-        raw: Raw widths, heights and inner slopes, ``(3 * num_bins - 1, *)``, or broadcastable to it.
+        raw: Raw widths, heights and inner slopes, ``(3 * num_bins - 1, *)``, or broadcastable to it; with one more row, which is
+            the slope at both ends, where it is 1 otherwise.
         inverse: Whether points are values y.
         num_bins: Number of bins K.
         bound: Half-width of the interval.
@@ -82,8 +83,8 @@ def pick_bin(at: Tensor, raw: Tensor, inverse: bool, num_bins: int, bound: float
     rows = raw.reshape(raw.shape[:1] + (1,) * (at.dim() + 1 - raw.dim()) + raw.shape[1:]).unbind(0)
     knots = [_knots(rows[i * num_bins : (i + 1) * num_bins], bound, min_bin) for i in range(2)]
     slopes = [min_slope + (1 - min_slope) * F.softplus(row, beta=LOG_2) for row in rows[2 * num_bins :]]
-    one = torch.ones_like(slopes[0])
-    slopes = [one, *slopes, one]
+    end = slopes.pop() if len(slopes) == num_bins else torch.ones_like(slopes[0])
+    slopes = [end, *slopes, end]
     (x0, y0), (x1, y1), d0, d1 = (axis[0] for axis in knots), (axis[1] for axis in knots), slopes[0], slopes[1]
     for k in range(1, num_bins):
         right = at >= knots[1 if inverse else 0][k]

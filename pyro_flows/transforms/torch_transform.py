@@ -1,0 +1,70 @@
+"""A transform of torch or Pyro, such as that of a constraint, as one of ours."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.distributions import Transform
+from torch.distributions.constraints import Constraint, independent
+
+from .core import FlowTransform
+
+
+class TorchTransform(FlowTransform):
+    r"""A bijective transform of torch or Pyro as a :class:`FlowTransform`, for compositions with ours.
+
+    With ``biject_to(constraint)`` a flow gets values under that constraint: positive, ordered, on a simplex.
+
+    Args:
+        transform: The transform; one that is a module is owned, and trained.
+        event_shape: Shape of its input, ``(D,)`` for instance.
+
+    Raises:
+        ValueError: If ``transform`` is not bijective, or takes no input of that shape.
+
+    Example:
+        >>> from torch.distributions import biject_to, constraints
+        >>> to_simplex = TorchTransform(biject_to(constraints.simplex), (2,))
+        >>> to_simplex(torch.zeros(2)), to_simplex.output_shape
+        (tensor([0.3333, 0.3333, 0.3333]), torch.Size([3]))
+    """
+
+    def __init__(self, transform: Transform, event_shape: Sequence[int]) -> None:
+        shape = torch.Size(event_shape)
+        super().__init__(math.prod(shape))
+        if not isinstance(transform, Transform) or not transform.bijective:
+            raise ValueError(f"transform must be a bijective transform of torch or Pyro, got {type(transform).__name__}")
+        if transform.domain.event_dim > len(shape):
+            raise ValueError(
+                f"event_shape must have at least {transform.domain.event_dim} dimensions for {type(transform).__name__}, got "
+                f"{tuple(shape)}"
+            )
+        self.transform = transform
+        self.event_shape, self.output_shape = shape, torch.Size(transform.forward_shape(shape))
+        self.domain = _of_events(transform.domain, len(self.event_shape))
+        self.codomain = _of_events(transform.codomain, len(self.output_shape))
+
+    def extra_repr(self) -> str:
+        return f"{self.transform}, event_shape={tuple(self.event_shape)}"
+
+    def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        y = self.transform(x)
+        return y, self._log_det(x, y)
+
+    def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        x = self.transform.inv(y)
+        return x, -self._log_det(x, y)
+
+    def _log_det(self, x: Tensor, y: Tensor) -> Tensor:
+        log_det = self.transform.log_abs_det_jacobian(x, y)
+        return (
+            log_det.flatten(x.dim() - len(self.event_shape)).sum(-1) if log_det.dim() > x.dim() - len(self.event_shape) else log_det
+        )
+
+
+def _of_events(constraint: Constraint, dims: int) -> Constraint:
+    missing = dims - constraint.event_dim
+    return independent(constraint, missing) if missing > 0 else constraint
