@@ -12,22 +12,20 @@ import argparse
 import csv
 import math
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import pyro_flows as pf
+from benchmarks.contestants import CONTESTANTS, LogProb, train
 from pyro_flows import flows
 
-COUNT, BATCH = 20_000, 256
+COUNT = 20_000
 FIELDS = ("data", "flow", "seed", "parameters", "steps", "nats")
-LogProb = Callable[[Tensor], Tensor]
 
 
 # Data
@@ -78,92 +76,14 @@ def rings(n: int) -> tuple[Tensor, LogProb | None]:
 DATA = {f.__name__: f for f in (eight_normals, checkerboard, two_spirals, pinwheel, rings)}
 
 
-# Contestants: a module, and the log-density of standardised points by it
-
-
-def ours(name: str) -> tuple[nn.Module, LogProb]:
-    """A factory of ours, its direction that scores in one pass."""
-    flow = flows.get(name)(2)
-    flow = flow.inv if flow.cheap_direction == "forward" else flow
-    distribution = pf.FlowDistribution(flow)
-    return distribution, distribution.log_prob
-
-
-def zuko(name: str) -> tuple[nn.Module, LogProb]:
-    """Its NSF or NAF, of the layers that ours have."""
-    from zuko import flows as theirs
-
-    flow = (
-        theirs.NSF(2, transforms=4, hidden_features=(64, 64))
-        if name == "NSF"
-        else theirs.NAF(2, transforms=3, hidden_features=(64, 64))
-    )
-    return flow, lambda x: flow().log_prob(x)
-
-
-def normflows(name: str) -> tuple[nn.Module, LogProb]:
-    """Its autoregressive splines, or its residual flow, as its examples have them."""
-    import normflows as nf
-
-    layers: list[nn.Module] = []
-    for _ in range(4 if name == "NSF" else 16):
-        if name == "NSF":
-            layers += [nf.flows.AutoregressiveRationalQuadraticSpline(2, 2, 64, tail_bound=5.0), nf.flows.LULinearPermute(2)]
-        else:
-            network = nf.nets.LipschitzMLP([2, 128, 128, 128, 2], init_zeros=True, lipschitz_const=0.9)
-            layers += [nf.flows.Residual(network, reduce_memory=True), nf.flows.ActNorm(2)]
-    flow = nf.NormalizingFlow(nf.distributions.DiagGaussian(2, trainable=False), layers)
-    return flow, flow.log_prob
-
-
-def pyro(_: str) -> tuple[nn.Module, LogProb]:
-    """Its spline couplings, with permutations between."""
-    from benchmarks.libraries import Shape, make
-
-    flow = make("pyro", Shape("spline coupling", 2))
-    return flow.module, flow.log_prob
-
-
-CONTESTANTS: dict[str, Callable[[], tuple[nn.Module, LogProb]]] = {
-    **{name: lambda name=name: ours(name) for name in flows.names()},  # type: ignore[misc]
-    "zuko NSF": lambda: zuko("NSF"),
-    "zuko NAF": lambda: zuko("NAF"),
-    "normflows NSF": lambda: normflows("NSF"),
-    "normflows Residual": lambda: normflows("Residual"),
-    "Pyro spline coupling": lambda: pyro(""),
-}
-
-
-def train(module: nn.Module, log_prob: LogProb, data: Tensor, seconds: float, lr: float) -> int:
-    """Maximum likelihood until the processor has worked that long; returns the number of steps."""
-    optimiser = torch.optim.Adam(module.parameters(), lr=lr)
-    began, steps = time.process_time(), 0
-    while (share := (time.process_time() - began) / seconds) < 1:
-        for group in optimiser.param_groups:
-            group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * share)) * min(1.0, (steps + 1) / 50)
-        loss = -log_prob(data[torch.randint(len(data), (BATCH,))]).mean()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(module.parameters(), 5.0)
-        if bool(torch.isfinite(norm)):
-            optimiser.step()
-        if type(module).__module__.startswith("normflows"):
-            import normflows as nf
-
-            nf.utils.update_lipschitz(module, 5)
-        steps += 1
-    return steps
-
-
 def run(data: str, name: str, seed: int, seconds: float, lr: float) -> dict[str, object]:
     """One contestant on one set."""
     torch.manual_seed(seed)
     points, _ = DATA[data](COUNT)
     held_out, _ = DATA[data](COUNT)
     loc, scale = points.mean(0), points.std(0)
-    module, log_prob = CONTESTANTS[name]()
+    module, log_prob = CONTESTANTS[name](2)
     steps = train(module, log_prob, (points - loc) / scale, seconds, lr)
-    module.eval()
     values = torch.cat([log_prob(part).detach() for part in ((held_out - loc) / scale).split(2000)]) - scale.log().sum()
     count = sum(p.numel() for p in module.parameters() if p.requires_grad)
     return {"data": data, "flow": name, "seed": seed, "parameters": count, "steps": steps, "nats": float(values.mean())}
@@ -207,7 +127,7 @@ def picture(path: Path, rows: Sequence[dict[str, str]], seconds: float, lr: floa
         torch.manual_seed(0)
         points, _ = make(COUNT)
         loc, scale = points.mean(0), points.std(0)
-        module, log_prob = CONTESTANTS[name]()
+        module, log_prob = CONTESTANTS[name](2)
         train(module, log_prob, (points - loc) / scale, seconds, lr)
         low, high = points.min(0).values - 0.5, points.max(0).values + 0.5
         grid = torch.stack(torch.meshgrid(*(torch.linspace(a, b, 200) for a, b in zip(low, high, strict=True)), indexing="xy"), -1)

@@ -114,7 +114,7 @@ def test_a_base_of_its_own_and_double_precision():
             r"validation must have rows of the shapes \[\(2,\)\], as data and context, got \[\(3,\)\]",
         ),
         ({"flow": "no_such_flow"}, "no flow is named 'no_such_flow'"),
-        ({"flow": flows.affine(3)}, "flow has input_dim=3 and context_dim=0; data and context have 2 and 0 columns"),
+        ({"flow": flows.affine(3)}, r"flow gives events of shape \(3,\) with context_dim=0; rows of data have shape \(2,\)"),
         ({"flow": flows.affine(2), "flow_options": {"a": 1}}, r"flow_options are for a flow by name or factory, got \['a'\]"),
         ({"lr": 0.0}, "lr must be a positive number"),
         ({"validation_share": 1.0}, "validation_share must lie between 0 and 1"),

@@ -1,0 +1,108 @@
+"""Flows of ours and of others for density estimation, and the loop that trains all of them alike."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+import pyro_flows as pf
+from pyro_flows import flows
+
+BATCH = 256
+LogProb = Callable[[Tensor], Tensor]
+
+
+def ours(name: str, dim: int) -> tuple[nn.Module, LogProb]:
+    """A factory of ours, its direction that scores in one pass."""
+    flow = flows.get(name)(dim)
+    flow = flow.inv if flow.cheap_direction == "forward" else flow
+    distribution = pf.FlowDistribution(flow)
+    return distribution, distribution.log_prob
+
+
+def zuko(name: str, dim: int) -> tuple[nn.Module, LogProb]:
+    """Its NSF or NAF, of the layers that ours have."""
+    from zuko import flows as theirs
+
+    flow = (
+        theirs.NSF(dim, transforms=4, hidden_features=(64, 64))
+        if name == "NSF"
+        else theirs.NAF(dim, transforms=3, hidden_features=(64, 64))
+    )
+    return flow, lambda x: flow().log_prob(x)
+
+
+def normflows(name: str, dim: int) -> tuple[nn.Module, LogProb]:
+    """Its autoregressive splines, or its residual flow, as its examples have them."""
+    import normflows as nf
+
+    layers: list[nn.Module] = []
+    for _ in range(4 if name == "NSF" else 16):
+        if name == "NSF":
+            layers += [nf.flows.AutoregressiveRationalQuadraticSpline(dim, 2, 64, tail_bound=5.0), nf.flows.LULinearPermute(dim)]
+        else:
+            network = nf.nets.LipschitzMLP([dim, 128, 128, 128, dim], init_zeros=True, lipschitz_const=0.9)
+            layers += [nf.flows.Residual(network, reduce_memory=True), nf.flows.ActNorm(dim)]
+    flow = nf.NormalizingFlow(nf.distributions.DiagGaussian(dim, trainable=False), layers)
+    return flow, flow.log_prob
+
+
+def pyro(_: str, dim: int) -> tuple[nn.Module, LogProb]:
+    """Its spline couplings, with permutations between."""
+    from benchmarks.libraries import Shape, make
+
+    flow = make("pyro", Shape("spline coupling", dim))
+    return flow.module, flow.log_prob
+
+
+PEERS: dict[str, Callable[[int], tuple[nn.Module, LogProb]]] = {
+    "zuko NSF": lambda dim: zuko("NSF", dim),
+    "zuko NAF": lambda dim: zuko("NAF", dim),
+    "normflows NSF": lambda dim: normflows("NSF", dim),
+    "normflows Residual": lambda dim: normflows("Residual", dim),
+    "Pyro spline coupling": lambda dim: pyro("", dim),
+}
+CONTESTANTS: dict[str, Callable[[int], tuple[nn.Module, LogProb]]] = {
+    **{name: lambda dim, name=name: ours(name, dim) for name in flows.names()},  # type: ignore[misc]
+    **PEERS,
+}
+
+
+def train(module: nn.Module, log_prob: LogProb, data: Tensor, seconds: float, lr: float, validation: Tensor | None = None) -> int:
+    """Maximum likelihood until the processor has worked that long; returns the number of steps.
+
+    With rows for validation, these are looked at forty times, and the best state is kept.
+    """
+    optimiser = torch.optim.Adam(module.parameters(), lr=lr)
+    began, steps = time.process_time(), 0
+    best, state, looks = math.inf, None, 0
+    while (share := (time.process_time() - began) / seconds) < 1:
+        if validation is not None and share >= looks / 40:
+            looks += 1
+            module.eval()
+            found = -float(log_prob(validation).detach().mean())
+            module.train()
+            if found < best:
+                best, state = found, copy.deepcopy(module.state_dict())
+        for group in optimiser.param_groups:
+            group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * share)) * min(1.0, (steps + 1) / 50)
+        loss = -log_prob(data[torch.randint(len(data), (BATCH,))]).mean()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(module.parameters(), 5.0)
+        if bool(torch.isfinite(norm)):
+            optimiser.step()
+        if type(module).__module__.startswith("normflows"):
+            import normflows as nf
+
+            nf.utils.update_lipschitz(module, 5)
+        steps += 1
+    if state is not None:
+        module.load_state_dict(state)
+    module.eval()
+    return steps
