@@ -31,6 +31,8 @@ TRANSFORMS: dict[str, Factory] = {
     "Coupling(MonotonicNetwork)": lambda d, c: t.Coupling(d, t.MonotonicNetwork(3, (8,)), c, hidden_dims=(8,)),
     "Elementwise(HeavyTails)": lambda d, c: t.Elementwise(d, t.HeavyTails(), c, hidden_dims=(8,)),
     "Elementwise(CircularSpline)": lambda d, c: t.Elementwise(d, t.CircularSpline(4), c, hidden_dims=(8,)),
+    "Elementwise(NonCompactProjection)": lambda d, c: t.Elementwise(d, t.NonCompactProjection(), c, hidden_dims=(8,)),
+    "Elementwise(MoebiusMixture)": lambda d, c: t.Elementwise(d, t.MoebiusMixture(3), c, hidden_dims=(8,)),
     "Coupling(CircularSpline)": lambda d, c: t.Coupling(d, t.CircularSpline(4), c, hidden_dims=(8,)),
     "Autoregressive(HeavyTails)": lambda d, c: t.Autoregressive(d, t.HeavyTails(), c, hidden_dims=(8,)),
     "AffineTril": t.AffineTril,

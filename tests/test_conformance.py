@@ -24,7 +24,8 @@ SHAPES = ((1, 0), (1, 3), (2, 0), (2, 3), (5, 0), (5, 3))
 SOLVED = {
     *("naf", "umnn", "sospf", "bernstein", "bnaf", "gaussianization"),
     *("BlockAutoregressive", "Coupling(MonotonicNetwork)", "Coupling(MixtureCDF, logistic)", "Elementwise(MixtureCDF, gaussian)"),
-    *("Coupling(Bernstein)", "Coupling(SumOfSquares)", "Residual(Lipschitz)", "Residual(proximal)", "ConvexPotential"),
+    *("Coupling(Bernstein)", "Coupling(SumOfSquares)", "Elementwise(MoebiusMixture)"),
+    *("Residual(Lipschitz)", "Residual(proximal)", "ConvexPotential"),
     *("residual", "proximal_residual", "convex_potential"),
 }
 # Millions of roots.

@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from pyro.distributions import Dirichlet
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from pyro_flows.manifolds.simplex import SIMPLEX
+from pyro_flows.manifolds.sphere import SPHERE, UniformSphere
+from pyro_flows.manifolds.torus import UniformTorus, circles_of
 from pyro_flows.transforms.core import FlowTransform
 
 from .module_distribution import ModuleDistribution
@@ -28,8 +32,8 @@ class FlowDistribution(ModuleDistribution):
     Args:
         transform: The flow :math:`f`, from noise to values.
         base: Distribution of the noise, with ``log_prob`` and ``rsample``, of the flow's event shape; another
-            :class:`FlowDistribution` is one. Standard normal by default, in the dtype and on the device that the flow
-            has when it is used.
+            :class:`FlowDistribution` is one. By default it is standard normal, or uniform for a flow on a sphere, on a
+            torus or on a simplex, in the dtype and on the device that the flow has when it is used.
         validate_args: Check the values that are scored against shape and support; Pyro's setting if None.
 
     Raises:
@@ -60,7 +64,7 @@ class FlowDistribution(ModuleDistribution):
         is_default = base is None
         if base is None:
             dtype, device = _dtype_and_device(transform)
-            base = StandardNormal(tuple(transform.event_shape), dtype=dtype, device=device, validate_args=False)
+            base = _default_base(transform, dtype, device)
         if not isinstance(base, Distribution):
             raise ValueError(f"base must be a distribution, got {type(base).__name__}")
         if base.event_shape != transform.event_shape:
@@ -135,11 +139,14 @@ class FlowDistribution(ModuleDistribution):
                 f"the flow is conditional (context_dim={self.transform.context_dim}) and has no context; "
                 f"use distribution.condition(context)"
             )
-        if self._base_is_default and isinstance(self.base, StandardNormal) and not torch.compiler.is_compiling():
+        if self._base_is_default and not torch.compiler.is_compiling():
             dtype, device = _dtype_and_device(self.transform)
-            zero = self.base.zero
-            if (dtype or zero.dtype, device or zero.device) != (zero.dtype, zero.device):
-                self.base.to(dtype=dtype, device=device)  # the flow was moved without this distribution
+            has = _dtype_and_device_of_base(self.base)
+            if (dtype or has[0], device or has[1]) != has:  # the flow was moved without this distribution
+                if isinstance(self.base, StandardNormal):
+                    self.base.to(dtype=dtype, device=device)
+                else:
+                    self.base = _default_base(self.transform, dtype, device).expand(self.base.batch_shape)
 
     def _checked(self, value: Tensor, noise: Tensor) -> Tensor:
         batch = noise.shape[: noise.dim() - len(self.base.event_shape)]
@@ -225,6 +232,24 @@ class FlowDistribution(ModuleDistribution):
         self._check_value(value)
         noise, log_det = self.transform._inverse_cached(value, None)
         return self.base.log_prob(noise) + log_det
+
+
+def _default_base(transform: FlowTransform, dtype: torch.dtype | None, device: torch.device | None) -> Distribution:
+    """The standard distribution of what the flow takes."""
+    if transform.domain is SPHERE:
+        return UniformSphere(transform.input_dim, dtype=dtype, device=device, validate_args=False)
+    if transform.domain is SIMPLEX:
+        return Dirichlet(torch.ones(transform.input_dim, dtype=dtype, device=device), validate_args=False)
+    circles = circles_of(transform.domain)
+    if circles is not None:
+        return UniformTorus(transform.input_dim, circles, dtype=dtype, device=device, validate_args=False)
+    return StandardNormal(tuple(transform.event_shape), dtype=dtype, device=device, validate_args=False)
+
+
+def _dtype_and_device_of_base(base: Distribution) -> tuple[torch.dtype, torch.device]:
+    """Those of the draws of a default base."""
+    like: Tensor = base.concentration if isinstance(base, Dirichlet) else base.zero  # type: ignore[attr-defined]
+    return like.dtype, like.device
 
 
 def _dtype_and_device(transform: FlowTransform) -> tuple[torch.dtype | None, torch.device | None]:

@@ -10,7 +10,17 @@ from torch.distributions import Normal
 
 import pyro_flows as pf
 from pyro_flows import flows
-from pyro_flows.transforms import Autoregressive, CircularSpline, Coupling, Elementwise, HeavyTails, LogSoftExtension, SoftClip
+from pyro_flows.transforms import (
+    Autoregressive,
+    CircularSpline,
+    Coupling,
+    Elementwise,
+    HeavyTails,
+    LogSoftExtension,
+    MoebiusMixture,
+    NonCompactProjection,
+    SoftClip,
+)
 from pyro_flows.transforms.univariate import heavy_tails
 
 F64 = torch.float64
@@ -20,8 +30,16 @@ def raw(univariate, count=1, scale=1.0):
     return univariate.split(scale * torch.randn(univariate.param_count, count, dtype=F64))
 
 
-def test_a_circular_spline_commutes_with_turns_and_has_no_seam():
-    spline = CircularSpline(5)
+CIRCLE_MAPS = {
+    "spline": lambda: CircularSpline(5),
+    "projection": NonCompactProjection,
+    "Möbius": lambda: MoebiusMixture(4),
+}
+
+
+@pytest.mark.parametrize("name", CIRCLE_MAPS)
+def test_a_map_of_the_circle_commutes_with_turns_and_has_no_seam(name):
+    spline = CIRCLE_MAPS[name]().double()
     params = raw(spline)
     x = torch.linspace(-20, 20, 4001, dtype=F64)
     y, log_slope = spline.forward_and_log_det(x, params)
@@ -36,10 +54,11 @@ def test_a_circular_spline_commutes_with_turns_and_has_no_seam():
     torch.testing.assert_close(back, x, atol=1e-10, rtol=0)
 
 
-def test_a_density_on_the_circle_integrates_to_one():
-    spline = CircularSpline(6)
+@pytest.mark.parametrize("name", CIRCLE_MAPS)
+def test_a_density_on_the_circle_integrates_to_one(name):
+    spline = CIRCLE_MAPS[name]().double()
     params = raw(spline, scale=2.0)
-    angles = torch.linspace(-math.pi, math.pi, 400_001, dtype=F64)[:-1]
+    angles = torch.linspace(-math.pi, math.pi, 200_001, dtype=F64)[:-1]
     _, log_slope = spline.inverse_and_log_det(angles, params)
     assert abs(float(log_slope.exp().mean()) - 1) < 1e-3  # of the uniform density, times 2 pi
 

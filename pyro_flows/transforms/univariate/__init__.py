@@ -5,6 +5,7 @@ from __future__ import annotations
 from .affine import Affine
 from .base import Params, UnivariateMap
 from .bernstein import Bernstein
+from .circle_maps import MoebiusMixture, NonCompactProjection
 from .circular_spline import CircularSpline
 from .deep_sigmoid import DeepSigmoid
 from .heavy_tails import HeavyTails
@@ -23,7 +24,9 @@ __all__ = [
     "HeavyTails",
     "LogSoftExtension",
     "MixtureCDF",
+    "MoebiusMixture",
     "MonotonicNetwork",
+    "NonCompactProjection",
     "Params",
     "RationalQuadraticSpline",
     "Shift",

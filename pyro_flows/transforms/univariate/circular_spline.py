@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
 from .base import Params, UnivariateMap
+from .circle_maps import turns
 from .rational_quadratic_bins import forward_in_bin, inverse_in_bin, pick_bin
 
 
@@ -59,8 +59,8 @@ class CircularSpline(UnivariateMap):
         return self._mapped(y - params[0], params[1], True)
 
     def _mapped(self, at: Tensor, raw: Tensor, inverse: bool) -> tuple[Tensor, Tensor]:
-        turns = 2 * math.pi * torch.floor((at + math.pi) / (2 * math.pi))
-        inside = (at - turns).clamp(-math.pi, math.pi)
+        whole = turns(at)
+        inside = (at - whole).clamp(-math.pi, math.pi)
         bin_ = pick_bin(inside, raw, inverse, self.num_bins, math.pi, self.min_bin, self.min_slope)
         value, log_slope = (inverse_in_bin if inverse else forward_in_bin)(inside, bin_)[:2]
-        return value + turns, log_slope
+        return value + whole, log_slope

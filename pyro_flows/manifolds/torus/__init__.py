@@ -1,0 +1,20 @@
+"""Circles and tori, and products of circles and lines."""
+
+from __future__ import annotations
+
+from .angles import ANGLE, ProductOfCircles, check_circles, circles_of, features, support, wrapped
+from .circular_layers import CircularAutoregressive, CircularCoupling
+from .uniform import UniformTorus
+
+__all__ = [
+    "ANGLE",
+    "CircularAutoregressive",
+    "CircularCoupling",
+    "ProductOfCircles",
+    "UniformTorus",
+    "check_circles",
+    "circles_of",
+    "features",
+    "support",
+    "wrapped",
+]
