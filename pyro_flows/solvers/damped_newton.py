@@ -48,8 +48,8 @@ def damped_newton(
     Example:
         >>> def cube(x):
         ...     return x**3 + x, torch.diag_embed(3 * x**2 + 1)
-        >>> damped_newton(cube, torch.tensor([2.0, 10.0]), torch.zeros(2))
-        tensor([1., 2.])
+        >>> [round(value, 4) for value in damped_newton(cube, torch.tensor([2.0, 10.0]), torch.zeros(2)).tolist()]
+        [1.0, 2.0]
     """
     with torch.no_grad():
         root, converged, jacobian = _search(function, target, start.expand(target.shape), max_iterations)

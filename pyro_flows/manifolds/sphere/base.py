@@ -25,7 +25,7 @@ class SphereTransform(FlowTransform):
     Example:
         >>> from pyro_flows.manifolds import Moebius
         >>> import torch
-        >>> Moebius(3)(torch.tensor([0.0, 0.6, 0.8]))
+        >>> Moebius(3)(torch.tensor([0.0, 0.6, 0.8])).detach()
         tensor([0.0000, 0.6000, 0.8000])
     """
 

@@ -31,8 +31,8 @@ class HeavyTails(UnivariateMap):
     Example:
         >>> tails = HeavyTails()
         >>> y, _ = tails.forward_and_log_det(torch.tensor([-4.0, 0.5, 4.0]), (torch.full((3,), -9.0), torch.full((3,), 3.0)))
-        >>> y
-        tensor([ -4.0000,   0.5973, 583.5065])
+        >>> [round(value, 2) for value in y.tolist()]
+        [-4.0, 0.54, 581.71]
     """
 
     END = 8.0

@@ -26,8 +26,8 @@ class SoftClip(UnivariateMap):
         ValueError: If ``bound`` is not positive and finite, or a value to be inverted is not inside the interval.
 
     Example:
-        >>> SoftClip(2.0).forward_and_log_det(torch.tensor([2.0, -1e6]), ())[0]
-        tensor([ 1., -2.])
+        >>> SoftClip(2.0).forward_and_log_det(torch.tensor([2.0, -2.0]), ())[0]
+        tensor([ 1., -1.])
     """
 
     def __init__(self, bound: float = 5.0) -> None:
