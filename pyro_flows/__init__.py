@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import data, diagnostics, distributions, flows, guides, infer, model, nn, solvers, testing, transforms
+    from . import data, diagnostics, distributions, flows, guides, infer, manifolds, model, nn, solvers, testing, transforms
     from .diagnostics import Diagnosis
     from .distributions import FlowDistribution
     from .guides import AmortizedFlow, AutoFlow, AutoPlateFlow
@@ -38,6 +38,7 @@ __all__ = [
     "flows",
     "guides",
     "infer",
+    "manifolds",
     "model",
     "nn",
     "simulate",

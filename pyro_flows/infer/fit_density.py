@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 from tqdm import tqdm
 
 from pyro_flows.distributions import FlowDistribution
@@ -134,7 +135,7 @@ def fit_density(
         context: A row of context for each, ``(N, C)``, for a conditional density.
         flow_options: Keyword arguments of a registered flow.
         standardise: Whether to bring every variable to mean 0 and standard deviation 1 before the flow. By default points are, and
-            images are not; surjections that ask for whole or sorted numbers need them as they are.
+            images, data of surjections, and points on spheres, tori and simplices are not.
         validation: Rows to hold out, ``(data,)`` or ``(data, context)``, in place of a share of ``data``.
         validation_share: Share of the rows that is held out.
         lr: Largest step size of Adam.
@@ -247,7 +248,7 @@ def _distribution(
     else:
         shape = event[0] if len(event) == 1 else tuple(event)
         transform = build(transform, shape, context_dim, allow_surjections=True, **options).to(data)
-    if standardise or (standardise is None and len(event) == 1):
+    if standardise or (standardise is None and transform.codomain is constraints.real_vector and transform.bijective):
         if context_dim:
             loc, scale = _location_and_scale("context", rows[1], constant_is_fine=True)
             transform = ContextMap(transform, Standardised(loc, scale), context_dim)

@@ -53,7 +53,7 @@ def test_a_torus_flow_learns_the_dependence_of_two_angles():
     second = torch.remainder(first + 0.3 * torch.randn(2000) + math.pi, 2 * math.pi) - math.pi
     data = torch.stack([first, second], -1)
     flow = Compose([m.CircularCoupling(2, hidden_dims=(32, 32)), m.CircularCoupling(2, hidden_dims=(32, 32), mask=[False, True])])
-    fit = pf.fit_density(flow, data, standardise=False, max_epochs=40, lr=1e-2, seed=0, progress=False)
+    fit = pf.fit_density(flow, data, max_epochs=40, lr=1e-2, seed=0, progress=False)
     truth = -math.log(2 * math.pi) - 0.5 * math.log(2 * math.pi * math.e * 0.09)
     assert truth - 0.2 < float(fit.log_prob(data).mean()) < truth + 0.1
     draws = fit.sample(500, seed=0)
@@ -66,7 +66,7 @@ def test_circles_and_lines_have_a_base_of_both():
     assert bool(q.support.check(x).all()) and not bool(q.support.check(torch.tensor([4.0, 0.0])))
     assert abs(float(x[:, 0].std()) - 2 * math.pi / 12**0.5) < 0.05 and abs(float(x[:, 1].std()) - 1) < 0.05
     expected = -math.log(2 * math.pi) - 0.5 * math.log(2 * math.pi)
-    assert abs(float(q.log_prob(torch.zeros(2))) - expected) < 1e-6
+    assert abs(float(q.log_prob(torch.zeros(2)).detach()) - expected) < 1e-6
     assert q.double().sample().dtype == F64
 
 

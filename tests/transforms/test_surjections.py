@@ -180,12 +180,10 @@ def test_fit_density_takes_surjections():
     data = torch.randn(400, 2).abs() + 1
     data = data * (2 * torch.randint(0, 2, data.shape) - 1)
     flow = Compose([flows.nsf_coupling(2, num_layers=2), POSITIVE(2), Abs(2)])
-    fit = pf.fit_density(flow, data, standardise=False, max_epochs=20, seed=0, progress=False)
+    fit = pf.fit_density(flow, data, max_epochs=20, seed=0, progress=False)
     torch.testing.assert_close(fit.log_prob(data), fit.log_prob(-data))
     counts = (torch.randn(300, 2) * 2).round()
-    fit = pf.fit_density(
-        Compose([AffineTril(2), Dequantization((2,))]), counts, standardise=False, max_epochs=30, lr=0.05, seed=0, progress=False
-    )
+    fit = pf.fit_density(Compose([AffineTril(2), Dequantization((2,))]), counts, max_epochs=30, lr=0.05, seed=0, progress=False)
     assert -fit.log_prob(counts).mean() < 2 * (0.5 * math.log(2 * math.pi * math.e) + math.log(2)) + 0.2
 
 
