@@ -28,7 +28,8 @@ class AutoFlow(AutomaticGuide, FlatGuide, AutoContinuous):  # type: ignore[misc]
     The unconstrained latents are :math:`z = \mu + L\, f_\theta(\epsilon)`: a flow :math:`f_\theta`, at the identity when training
     starts, in coordinates that are whitened by a fixed location and scale. These start at ``init_loc_fn`` and ``init_scale``.
     Discrete sites that are enumerated (``infer={"enumerate": "parallel"}``) are left to ``TraceEnum_ELBO``. A VonMises site, which
-    Pyro declares real, is taken as a circle, cut opposite the angle where the joint density at setup is highest.
+    Pyro declares real, is taken as a circle, and a site of unit vectors as a sphere; either is cut opposite the place where the
+    joint density at setup is highest.
 
     Works with every Pyro ELBO, vectorised particles, ``Predictive``, ``NeuTraReparam``.
 
@@ -213,12 +214,11 @@ class AutoFlow(AutomaticGuide, FlatGuide, AutoContinuous):  # type: ignore[misc]
         """Transform from noise to the unconstrained latents, both ``(*, D)``.
 
         Raises:
-            ValueError: If a latent is circular and no arguments are given, as ``NeuTraReparam`` does; it would take the circle for
-                a line.
+            ValueError: If a latent lives on a circle or sphere and no arguments are given, as ``NeuTraReparam`` does.
         """
-        if self._circular and not args and not kwargs:
+        if self._cut and not args and not kwargs:
             raise ValueError(
-                f"sites {self._circular} are circular, which NeuTraReparam does not know; use NUTS on the model itself"
+                f"sites {self._cut} live on circles or spheres, which NeuTraReparam does not know; use NUTS on the model itself"
             )
         return self.distribution.transform
 

@@ -26,7 +26,7 @@ from .plate_groups import (
     Groups,
     as_key,
     as_written,
-    check_circles,
+    check_charts,
     check_dependence,
     check_indices,
     check_loops,
@@ -161,7 +161,7 @@ class AutoPlateFlow(AutomaticGuide):
             self._read_sites(args, kwargs)
             sites = dict(self.prototype_trace.iter_stochastic_nodes())
             check_loops(sites)
-            check_circles(self._circular, self._cond_indep_stacks, self._context)
+            check_charts(self._cut, self._cond_indep_stacks, self._context)
             self._start_values = {name: site["value"].detach() for name, site in sites.items()}
             self._starts = self._start()
             groups = group_by_plates(self._cond_indep_stacks, self._context)

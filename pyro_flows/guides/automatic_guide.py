@@ -14,7 +14,8 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor
 
 from pyro_flows.model.circle import find_centre
-from pyro_flows.model.sites import InitToSupport, is_circular, is_enumerated, site_support, site_transform
+from pyro_flows.model.sites import InitToSupport, is_circular, is_cut, is_enumerated, site_support, site_transform
+from pyro_flows.model.sphere import find_direction
 from pyro_flows.model.structure import check_latents
 
 from .flow_guide import FlowGuide
@@ -86,7 +87,7 @@ class AutomaticGuide(FlowGuide):
         self._read_prototype(args, kwargs)
         sites = list(self.prototype_trace.iter_stochastic_nodes())
         check_latents(sites, type(self).__name__, allow_local=self.takes_local_latents)
-        self._centre_circles(sites, args, kwargs)
+        self._centre_charts(sites, args, kwargs)
         self._unconstrained_shapes = {name: self._transforms[name].inv(site["value"]).shape for name, site in sites}
         self._cond_indep_stacks = {name: [frame for frame in site["cond_indep_stack"] if frame.vectorized] for name, site in sites}
         self.latent_dim = sum(shape.numel() for shape in self._unconstrained_shapes.values())
@@ -106,31 +107,32 @@ class AutomaticGuide(FlowGuide):
         frames = [frame for _, site in trace.iter_stochastic_nodes() for frame in site["cond_indep_stack"] if frame.vectorized]
         self._prototype_frames = {frame.name: frame for frame in frames}
 
-    def _centre_circles(self, sites: Sequence[tuple[str, dict[str, Any]]], args: Any, kwargs: Any) -> None:
-        """Cut circles opposite the mass, which starts at their centres, and take the other transforms as they are."""
+    def _centre_charts(self, sites: Sequence[tuple[str, dict[str, Any]]], args: Any, kwargs: Any) -> None:
+        """Cut circles and spheres opposite the mass, which starts at their centres, and take the other transforms as they are."""
         values = {name: site["value"] for name, site in sites}
-        circles = {}
+        charts = {}
         for name, site in sites:
-            if not is_circular(site["fn"]):
+            if not is_cut(site["fn"]):
                 continue
 
-            def log_density(angle: Tensor, name: str = name) -> Tensor:
-                model = poutine.condition(self._raw_model[0], data={**values, name: angle})
+            def log_density(value: Tensor, name: str = name) -> Tensor:
+                model = poutine.condition(self._raw_model[0], data={**values, name: value})
                 with fork_generators(), pyro.validation_enabled(False):
                     torch.manual_seed(0)
                     return poutine.block(poutine.trace(model).get_trace)(*args, **kwargs).log_prob_sum()  # type: ignore[no-any-return]
 
-            values[name] = site["value"] = find_centre(log_density, site["value"])
-            circles[name] = site_transform(site["fn"], values[name])
-        self._transforms = {name: circles.get(name) or site_transform(site["fn"]) for name, site in sites}
-        self._circular = list(circles)
-        # Registered as modules, so that a state_dict tells where the circles are cut.
-        self._circle_modules = torch.nn.ModuleList(getattr(circle, "base_transform", circle) for circle in circles.values())
+            find = find_centre if is_circular(site["fn"]) else find_direction
+            values[name] = site["value"] = find(log_density, site["value"])
+            charts[name] = site_transform(site["fn"], values[name])
+        self._transforms = {name: charts.get(name) or site_transform(site["fn"]) for name, site in sites}
+        self._cut = list(charts)
+        # Registered as modules, so that a state_dict tells where these are cut.
+        self._chart_modules = torch.nn.ModuleList(getattr(chart, "base_transform", chart) for chart in charts.values())
 
     @property
-    def circles(self) -> dict[str, Any]:
-        """The transforms of the circular sites, by name."""
-        return {name: self._transforms[name] for name in self._circular}
+    def charts(self) -> dict[str, Any]:
+        """The transforms of sites on circles and spheres, by name."""
+        return {name: self._transforms[name] for name in self._cut}
 
     def _start(self) -> dict[str, Tensor]:
         """Where the latents start, unconstrained, by site."""

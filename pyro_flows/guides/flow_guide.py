@@ -12,7 +12,7 @@ from pyro.distributions.util import sum_rightmost
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
-from pyro_flows.model.sites import site_support
+from pyro_flows.model.sites import is_circular, site_support
 from pyro_flows.transforms.core import FlowTransform, forget_pyro_links
 
 _INSTANCES = itertools.count()
@@ -21,7 +21,7 @@ _INSTANCES = itertools.count()
 class FlowGuide(AutoGuide):  # type: ignore[misc]
     """A guide whose latents are those of a model, in unconstrained coordinates.
 
-    A subclass sets ``prototype_trace``, ``_transforms``, ``_unconstrained_shapes``, ``_cond_indep_stacks`` and ``_circular`` when
+    A subclass sets ``prototype_trace``, ``_transforms``, ``_unconstrained_shapes``, ``_cond_indep_stacks`` and ``_cut`` when
     it reads the model, and ``_raw_model`` when it is made. Every instance, copies included, has a name of its own.
     """
 
@@ -32,7 +32,7 @@ class FlowGuide(AutoGuide):  # type: ignore[misc]
     _transforms: dict[str, Any]
     _unconstrained_shapes: dict[str, torch.Size]
     _cond_indep_stacks: dict[str, list[Any]]
-    _circular: list[str]
+    _cut: list[str]
 
     # Names and copies
 
@@ -127,7 +127,7 @@ class FlowGuide(AutoGuide):  # type: ignore[misc]
             expected = ", ".join(["*", *map(str, shape)])
             raise ValueError(f"values[{name!r}] has shape {tuple(value.shape)}, expected ({expected})")
         support = site_support(site["fn"]) if support is None else support
-        fits = torch.isfinite(value) if name in self._circular else support.check(value)
+        fits = torch.isfinite(value) if is_circular(site["fn"]) else support.check(value)
         if not bool(fits.all()) or bool(torch.isnan(value).any()):
             raise ValueError(f"values[{name!r}] must lie in the support {support}, got {value.reshape(-1)[:5].tolist()}")
         unconstrained = transform.inv(value)

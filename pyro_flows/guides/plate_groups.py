@@ -149,20 +149,20 @@ def check_loops(sites: Mapping[str, Mapping[str, Any]]) -> None:
                 )
 
 
-def check_circles(circular: Iterable[str], frames: Mapping[str, Sequence[Any]], context: Context) -> None:
-    """Refuse circular latents in a plate of the context.
+def check_charts(cut: Iterable[str], frames: Mapping[str, Sequence[Any]], context: Context) -> None:
+    """Refuse latents on circles and spheres in a plate of the context.
 
     Raises:
         ValueError: If there is one; the message names it.
 
     Example:
-        >>> check_circles([], {}, {})
+        >>> check_charts([], {}, {})
     """
-    for name in circular:
+    for name in cut:
         if any(frame.name in named_plates(context) for frame in frames[name]):
             raise ValueError(
-                f"latent site {name!r} lives on a circle, which would be cut at the same angle for all elements of its plate; "
-                f"leave that plate out of context, or write the angle as the direction of two normal latents"
+                f"latent site {name!r} lives on a circle or sphere, which would be cut at one place for all elements of its plate; "
+                f"leave that plate out of context, or write the value as the direction of normal latents"
             )
 
 

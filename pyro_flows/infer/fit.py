@@ -128,7 +128,7 @@ def fit(
     with _seeded(seed):
         structure = read_model(model, args, call_kwargs)
         auto_guide = _make_guide(model, guide, args, call_kwargs)
-        structure = structure.with_circles(auto_guide.circles)
+        structure = structure.with_charts(auto_guide.charts)
         log_joint = LogJoint(model, args, call_kwargs, structure)
         if auto_guide.latent_dim != structure.dim:
             raise ValueError(

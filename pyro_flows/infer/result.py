@@ -102,7 +102,7 @@ class Fit:
                 fit.
         """
         if self._log_joint is None:
-            structure = read_model(self._model, self._args, self._kwargs, allow_local=True).with_circles(self.guide.circles)
+            structure = read_model(self._model, self._args, self._kwargs, allow_local=True).with_charts(self.guide.charts)
             if structure.local_sites:
                 raise ValueError(
                     f"plates {list(structure.subsampled)} draw minibatches at the arguments of the fit, so that there is no "

@@ -11,7 +11,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from .sites import InitToSupport, Site, is_circular, is_subsample, site_support, site_transform
+from .sites import InitToSupport, Site, is_cut, is_subsample, site_support, site_transform
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class PlateReader(poutine.messenger.Messenger):  # type: ignore[misc]
                 size, indices = self.indices[frame.name]
                 self.calls[frame.name] = PlateCall(frame.name, frame.dim, size, indices, frame.name in self.given)
         self.masks[name] = msg["mask"]
-        if not is_circular(msg["fn"]):
+        if not is_cut(msg["fn"]):
             self.transforms[name], self.supports[name] = site_transform(msg["fn"]), site_support(msg["fn"])
         self.shapes[name] = torch.Size(msg["fn"].shape())
         self.awaited.discard(name)

@@ -11,7 +11,10 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import IndependentTransform
 
+from pyro_flows.manifolds.sphere.geometry import SPHERE
+
 from .circle import CIRCLE, CircleTransform
+from .sphere import SphereChart
 
 Site = dict[str, Any]
 
@@ -92,12 +95,28 @@ def is_circular(fn: Any) -> bool:
     return isinstance(innermost(fn), (dist.VonMises, dist.SineBivariateVonMises))
 
 
+def is_cut(fn: Any) -> bool:
+    """Whether a site lives on a circle, a torus or a sphere, whose coordinates are cut somewhere.
+
+    Example:
+        >>> is_cut(dist.VonMises(0.0, 1.0)), is_cut(dist.Normal(0.0, 1.0))
+        (True, False)
+    """
+    return is_circular(fn) or _is_sphere(fn.support)
+
+
+def _is_sphere(support: constraints.Constraint) -> bool:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return isinstance(support, type(SPHERE))
+
+
 def site_transform(fn: Any, centre: Tensor | None = None) -> Any:
-    """Bijection from unconstrained values to the support of a site, as ``biject_to`` but right on circles.
+    """Bijection from unconstrained values to the support of a site, as ``biject_to`` but right on circles and spheres.
 
     Args:
         fn: Distribution of the site.
-        centre: For a circle, the value opposite which it is cut; zero if None.
+        centre: For a circle or a sphere, the value opposite which it is cut; zero, or the last axis, if None.
 
     Raises:
         ValueError: If no bijection is known for the support.
@@ -110,6 +129,9 @@ def site_transform(fn: Any, centre: Tensor | None = None) -> Any:
     if is_circular(fn):
         circle = CircleTransform(torch.zeros(()) if centre is None else centre)
         return IndependentTransform(circle, fn.event_dim) if fn.event_dim else circle
+    if _is_sphere(support):
+        chart = SphereChart(centre)
+        return IndependentTransform(chart, fn.event_dim - 1) if fn.event_dim > 1 else chart
     try:
         return biject_to(support)
     except NotImplementedError as error:

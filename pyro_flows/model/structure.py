@@ -114,17 +114,17 @@ class ModelStructure:
         """The latent sites inside a subsampled plate."""
         return tuple(site for site in self.sites if site.subsampled)
 
-    def with_circles(self, transforms: Mapping[str, Any]) -> ModelStructure:
-        """The same, with other transforms at circular sites, which start at their centres.
+    def with_charts(self, transforms: Mapping[str, Any]) -> ModelStructure:
+        """The same, with other transforms at sites on circles and spheres, which start at their centres.
 
         Args:
-            transforms: A transform by name, for each circular site.
+            transforms: A transform by name, for each such site.
 
         Example:
             >>> def model():
             ...     pyro.sample("x", dist.VonMises(3.0, 1.0))
             >>> from pyro_flows.model.circle import CircleTransform
-            >>> read_model(model).with_circles({"x": CircleTransform(torch.tensor(3.0))}).initial["x"].round(decimals=3)
+            >>> read_model(model).with_charts({"x": CircleTransform(torch.tensor(3.0))}).initial["x"].round(decimals=3)
             tensor(3.)
         """
         sites = tuple(replace(site, transform=transforms.get(site.name, site.transform)) for site in self.sites)

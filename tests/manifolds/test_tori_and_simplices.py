@@ -133,7 +133,7 @@ def test_recalibration_of_a_classifier_by_maximum_likelihood():
         return loss
 
     optimiser.step(closure)
-    assert abs(float(calibration.params.get_parameter("log_temperature").exp()) - 3) < 0.25
+    assert abs(float(calibration.params.get_parameter("log_temperature").detach().exp()) - 3) < 0.25
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_copies_and_state_know_where_the_circle_is_cut():
     other = pf.AutoFlow(model, "affine").setup(torch.tensor(0.0))
     other.load_state_dict(guide.state_dict())
     torch.testing.assert_close(other.log_prob({"angle": 2.0}), guide.log_prob({"angle": 2.0}))
-    assert other.double().circles["angle"].centre.dtype == torch.float64
+    assert other.double().charts["angle"].centre.dtype == torch.float64
 
 
 def test_a_torus_keeps_the_dependence_of_its_angles():

@@ -145,7 +145,7 @@ def _nodes(n: int) -> tuple[list[float], list[float], float]:
 @torch.no_grad()
 def _rejection(kappa: Tensor, n: int) -> Tensor:
     """Draws of one minus the cosine, by Wood's algorithm."""
-    kappa = kappa.double()
+    dtype, kappa = kappa.dtype, kappa.double()
     m = n - 1
     b = m / (2 * kappa + (4 * kappa.square() + m**2).sqrt())
     x0 = (1 - b) / (1 + b)
@@ -162,5 +162,5 @@ def _rejection(kappa: Tensor, n: int) -> Tensor:
         gap = torch.where(taken, proposal, gap)
         left = left & ~taken
         if not bool(left.any()):
-            return gap
+            return gap.to(dtype)
     raise RuntimeError(f"{int(left.sum())} draws were rejected 1,000 times; concentration must be finite")
