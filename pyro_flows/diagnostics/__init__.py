@@ -5,6 +5,7 @@ from __future__ import annotations
 from .arviz import from_groups, psislw, summary, to_netcdf
 from .inference_data import to_inference_data
 from .invertibility import InverseAudit, audit_inverse
+from .maps import plot_globe, plot_torus
 from .plots import plot_losses, plot_pairs, plot_weights
 from .verdict import Diagnosis, diagnose
 from .weights import Psis, elbo, eubo, importance_ess, log_evidence, psis, psis_resample, usable_log_weights
@@ -20,8 +21,10 @@ __all__ = [
     "from_groups",
     "importance_ess",
     "log_evidence",
+    "plot_globe",
     "plot_losses",
     "plot_pairs",
+    "plot_torus",
     "plot_weights",
     "psis",
     "psis_resample",

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 from tqdm import tqdm
 
-from pyro_flows.distributions import FlowDistribution
+from pyro_flows.distributions import FlowDistribution, FlowMixture
 from pyro_flows.flows.registry import FlowFactory, build
 from pyro_flows.nn import Standardised
 from pyro_flows.transforms import Compose, ContextMap, FlowTransform, LowerCholeskyAffine
@@ -40,7 +40,7 @@ class DensityFit:
         See :func:`fit_density`.
     """
 
-    distribution: FlowDistribution
+    distribution: FlowDistribution | FlowMixture
     run: LikelihoodRun = field(repr=False)
     seconds: float = 0.0
 
@@ -59,11 +59,13 @@ class DensityFit:
         """``"max_epochs"``, ``"no_progress"``, ``"max_time"`` or ``"interrupted"``."""
         return self.run.stop_reason
 
-    def _at(self, context: Tensor | None) -> FlowDistribution:
-        wanted = self.distribution.transform.context_dim
+    def _at(self, context: Tensor | None) -> FlowDistribution | FlowMixture:
+        wanted = 0 if isinstance(self.distribution, FlowMixture) else self.distribution.transform.context_dim
         if (context is None) != (wanted == 0):
             raise ValueError(f"context: the flow was fitted with context_dim={wanted}, got {'none' if context is None else 'one'}")
-        return self.distribution if context is None else self.distribution.condition(context)
+        if context is None or isinstance(self.distribution, FlowMixture):
+            return self.distribution
+        return self.distribution.condition(context)
 
     @torch.no_grad()
     def log_prob(self, data: Tensor, context: Tensor | None = None) -> Tensor:
@@ -105,10 +107,11 @@ class DensityFit:
 
 
 def fit_density(
-    flow: str | FlowFactory | FlowTransform | FlowDistribution,
+    flow: str | FlowFactory | FlowTransform | FlowDistribution | FlowMixture,
     data: Tensor,
     context: Tensor | None = None,
     *,
+    method: Literal["likelihood", "em"] = "likelihood",
     flow_options: Mapping[str, Any] | None = None,
     standardise: bool | None = None,
     validation: tuple[Tensor, ...] | None = None,
@@ -129,10 +132,12 @@ def fit_density(
 
     Args:
         flow: Name of a registered flow, callable ``(input_dim, context_dim) -> FlowTransform``, transform from noise to data, or
-            distribution with a base of its own; the last two are trained in place. A flow of images by name or callable gets their
-            shape ``(C, H, W)`` as ``input_dim``.
+            distribution with a base of its own, or mixture of flows; the last three are trained in place. A flow of images by name
+            or callable gets their shape ``(C, H, W)`` as ``input_dim``.
         data: The points, ``(N, D)``, at least 10; or images, ``(N, C, H, W)``.
         context: A row of context for each, ``(N, C)``, for a conditional density.
+        method: ``"likelihood"``, or ``"em"`` for a mixture: at the start of every epoch the responsibilities of its components, and
+            weights that are their means; in it, steps on the likelihood that they weigh.
         flow_options: Keyword arguments of a registered flow.
         standardise: Whether to bring every variable to mean 0 and standard deviation 1 before the flow. By default points are, and
             images, data of surjections, and points on spheres, tori and simplices are not.
@@ -164,6 +169,10 @@ def fit_density(
     """
     check_likelihood_options(lr, batch_size, max_epochs, patience, validation_share, max_time)
     check_seed(seed)
+    if method not in ("likelihood", "em"):
+        raise ValueError(f'method must be "likelihood" or "em", got {method!r}')
+    if method == "em" and not isinstance(flow, FlowMixture):
+        raise ValueError(f'method="em" is for a FlowMixture, got {type(flow).__name__}')
     rows = _checked("data", (data,) if context is None else (data, context))
     held = None if validation is None else _checked("validation", validation, rows)
     with torch.random.fork_rng(enabled=seed is not None):
@@ -174,11 +183,17 @@ def fit_density(
             count = max(1, round(validation_share * len(data)))
             rows, held = tuple(part[order[count:]] for part in rows), tuple(part[order[:count]] for part in rows)
         distribution = _distribution(flow, rows, dict(flow_options or {}), standardise)
-        initialize_actnorms(distribution.transform, rows[0][:_START], rows[1][:_START] if len(rows) > 1 else None)
+        for member in list(distribution.members) if isinstance(distribution, FlowMixture) else [distribution]:
+            initialize_actnorms(member.transform, rows[0][:_START], rows[1][:_START] if len(rows) > 1 else None)  # type: ignore[union-attr, arg-type]
 
         def loss(points: Tensor, *contexts: Tensor) -> Tensor:
-            at = distribution.condition(contexts[0]) if contexts else distribution
+            given = contexts and isinstance(distribution, FlowDistribution)
+            at = distribution.condition(contexts[0]) if given else distribution  # type: ignore[operator]
             return -at.log_prob(points).mean()
+
+        train, renew = rows, None
+        if method == "em" and isinstance(distribution, FlowMixture):
+            train, loss, renew = _expectation_maximisation(distribution, rows[0])
 
         began = time.monotonic()
         distribution.train()
@@ -186,7 +201,7 @@ def fit_density(
             run = maximise_likelihood(
                 distribution,
                 loss,
-                rows,
+                train,
                 held,
                 lr=lr,
                 batch_size=min(batch_size, len(rows[0])),
@@ -195,8 +210,29 @@ def fit_density(
                 limit=None if max_time is None else began + max_time,
                 bar=bar,
                 hint="lower lr, or look for points far from all others",
+                renew=renew,
             )
     return DensityFit(distribution, run, time.monotonic() - began)
+
+
+def _expectation_maximisation(
+    mixture: FlowMixture, data: Tensor
+) -> tuple[tuple[Tensor, ...], Callable[..., Tensor], Callable[[], tuple[Tensor, ...]]]:
+    """Rows with responsibilities, the loss that these weigh (of rows without any, that of the mixture), and their renewal."""
+
+    @torch.no_grad()
+    def renew() -> tuple[Tensor, ...]:
+        weights = torch.cat([mixture.responsibilities(part) for part in data.split(_PART)], 1)
+        mixture.logits.copy_(weights.mean(1).clamp(min=1e-8).log())
+        return data, weights.mT
+
+    def loss(points: Tensor, *weights: Tensor) -> Tensor:
+        if not weights:
+            return -mixture.log_prob(points).mean()
+        terms = torch.stack([member.log_prob(points) for member in mixture.members], 1)  # type: ignore[operator]
+        return -(weights[0] * terms).sum(1).mean()
+
+    return renew(), loss, renew
 
 
 def _checked(name: str, rows: tuple[Tensor, ...], like: tuple[Tensor, ...] | None = None) -> tuple[Tensor, ...]:
@@ -224,13 +260,20 @@ def _checked(name: str, rows: tuple[Tensor, ...], like: tuple[Tensor, ...] | Non
 
 
 def _distribution(
-    flow: str | FlowFactory | FlowTransform | FlowDistribution,
+    flow: str | FlowFactory | FlowTransform | FlowDistribution | FlowMixture,
     rows: tuple[Tensor, ...],
     options: dict[str, Any],
     standardise: bool | None,
-) -> FlowDistribution:
+) -> FlowDistribution | FlowMixture:
     data, event = rows[0], rows[0].shape[1:]
     context_dim = rows[1].shape[-1] if len(rows) > 1 else 0
+    if isinstance(flow, FlowMixture):
+        if options or standardise or context_dim or flow.event_shape != event:
+            raise ValueError(
+                f"flow is a mixture of events {tuple(flow.event_shape)}, fitted as it is to rows of that shape, here "
+                f"{tuple(event)}, without context, flow_options and standardise"
+            )
+        return flow
     if standardise and len(event) > 1:
         raise ValueError("standardise must be False for images; put LogitPreprocessing or ActNorm into the flow")
     base = flow.base if isinstance(flow, FlowDistribution) else None

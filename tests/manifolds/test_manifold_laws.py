@@ -81,6 +81,15 @@ def apart(kind, a, b, circles=None):
     return float(gap.abs().max())
 
 
+def test_a_rotation_has_no_ratio():
+    q, _ = torch.linalg.qr(torch.randn(4, 4, dtype=F64))
+    x = points("sphere", 5, 4)
+    y, log_ratio = m.Rotation(q).forward_and_log_det(x)
+    torch.testing.assert_close(y, x @ q.T)
+    torch.testing.assert_close(m.Rotation(q).inv(y), x)
+    assert bool((log_ratio == 0).all())
+
+
 def circles_of(transform):
     from pyro_flows.manifolds.torus import circles_of as found
 

@@ -190,6 +190,8 @@ def test_a_flow_on_the_sphere_is_a_likelihood_in_pyro():
         (lambda: m.VonMisesFisher(torch.tensor([0.0, 1.0]), -1.0, validate_args=True), "concentration"),
         (lambda: m.AngularCentralGaussian(torch.ones(3)), "scale_tril must be square"),
         (lambda: m.AngularCentralGaussian(torch.zeros(3, 3), validate_args=True), "scale_tril"),
+        (lambda: m.Rotation(torch.ones(2, 2)), "orthogonal"),
+        (lambda: m.Rotation(torch.ones(2)), "square"),
         (lambda: m.ExponentialMap(3, num_components=0), "num_components"),
         (lambda: m.CylinderSpline(3, axis=3), "axis"),
     ],

@@ -9,6 +9,7 @@ from .exponential_map import ExponentialMap
 from .geometry import SPHERE, log_area, project_to_sphere
 from .moebius import Moebius
 from .normalized_affine import NormalizedAffine, NormalizedLinear, NormalizedTranslation
+from .rotation import Rotation
 from .uniform import UniformSphere
 from .von_mises_fisher import VonMisesFisher, log_normaliser
 
@@ -21,6 +22,7 @@ __all__ = [
     "NormalizedAffine",
     "NormalizedLinear",
     "NormalizedTranslation",
+    "Rotation",
     "SphereTransform",
     "UniformSphere",
     "VonMisesFisher",
