@@ -9,7 +9,6 @@ stands in the first row. ``--picture`` draws the density of the best of ours on 
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import sys
 from collections.abc import Sequence
@@ -17,11 +16,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.contestants import CONTESTANTS, LogProb, train
+from benchmarks.kept_rows import run_and_keep
 from pyro_flows import flows
 
 COUNT = 20_000
@@ -153,19 +152,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--picture", type=Path, help="draw the densities of the best of ours here")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    done = list(csv.DictReader(options.csv.open())) if options.csv.exists() else []
-    finished = {(row["data"], row["flow"], row["seed"]) for row in done}
-    cases = [(d, f, s) for s in range(options.seeds) for d in options.data for f in options.flows if (d, f, str(s)) not in finished]
-    with options.csv.open("a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        if not done:
-            writer.writeheader()
-        for data, name, seed in tqdm(cases, desc="trainings", dynamic_ncols=True):
-            row = run(data, name, seed, options.seconds, options.lr)
-            writer.writerow(row)
-            file.flush()
-            tqdm.write(f"{data:<14} {name:<22} {row['steps']:>6} steps {row['nats']:>9.3f} nats")
-    rows = list(csv.DictReader(options.csv.open()))
+    rows = run_and_keep(
+        options.csv,
+        FIELDS,
+        ("data", "flow", "seed"),
+        [(data, name, seed) for seed in range(options.seeds) for data in options.data for name in options.flows],
+        lambda data, name, seed: run(data, name, seed, options.seconds, options.lr),
+        lambda row: f"{row['data']:<14} {row['flow']:<22} {row['steps']:>6} steps {row['nats']:>9.3f} nats",
+    )
     print(table(rows))
     if options.picture:
         picture(options.picture, rows, options.seconds, options.lr)

@@ -12,7 +12,6 @@ area on the unit sphere (2.531 is that of the uniform density).
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import statistics
 import sys
@@ -22,11 +21,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import pyro_flows as pf
+from benchmarks.kept_rows import run_and_keep
 from pyro_flows.diagnostics import plot_globe
 from pyro_flows.distributions import sphere_mixture
 from pyro_flows.distributions.sphere_mixture import spherical_k_means
@@ -35,7 +34,7 @@ from pyro_flows.manifolds.sphere import log_area, log_normaliser
 
 EARTH = Path(__file__).resolve().parents[2] / "shared" / "data" / "earth"
 FILES = {"earthquakes": "quakes_all.csv", "fires": "fire.csv", "volcanoes": "volerup.csv"}
-FIELDS = ("data", "method", "split", "choice", "validation", "test", "seconds")
+FIELDS = ("data", "split", "method", "choice", "validation", "test", "seconds")
 
 
 def places(name: str) -> Tensor:
@@ -154,31 +153,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--pictures", type=Path, help="folder for the globes")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    done = list(csv.DictReader(options.csv.open())) if options.csv.exists() else []
-    finished = {(row["data"], row["method"], row["split"]) for row in done}
-    cases = [(d, s, m) for d in options.data for s in range(options.splits) for m in options.methods]
-    cases = [case for case in cases if (case[0], case[2], str(case[1])) not in finished]
-    with options.csv.open("a", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS)
-        if not done:
-            writer.writeheader()
-        for data, seed, method in tqdm(cases, desc="fits", dynamic_ncols=True):
-            parts, began = split(data, seed), time.process_time()
-            if method == "kernels":
-                found = kernels(*parts)
-            elif method == "vMF":
-                found = vmf_mixture(*parts, (5, 10, 20, 30, 40, 60, 80, 120))
-            else:
-                *found, fit = flow_mixture(*parts, options.counts, options.epochs, options.limit)  # type: ignore[assignment]
-                if options.pictures and seed == 0:
-                    options.pictures.mkdir(parents=True, exist_ok=True)
-                    path = options.pictures / f"globe_{data}.png"
-                    plot_globe(fit.log_prob, points=parts[2], title=data, dtype=torch.float64, path=path)
-            row = dict(zip(FIELDS, (data, method, seed, *found, round(time.process_time() - began, 1)), strict=True))
-            writer.writerow(row)
-            file.flush()
-            tqdm.write(f"{data:<12}{method:<10}{seed:>3} {row['choice']:<18} test {float(row['test']):.3f}  {row['seconds']} s")
-    print(table(list(csv.DictReader(options.csv.open()))))
+
+    def run(data: str, seed: int, method: str) -> dict[str, object]:
+        parts, began = split(data, seed), time.process_time()
+        if method == "kernels":
+            found = kernels(*parts)
+        elif method == "vMF":
+            found = vmf_mixture(*parts, (5, 10, 20, 40, 60, 80, 120, 160, 240, 320))
+        else:
+            *found, fit = flow_mixture(*parts, options.counts, options.epochs, options.limit)  # type: ignore[assignment]
+            if options.pictures and seed == 0:
+                options.pictures.mkdir(parents=True, exist_ok=True)
+                path = options.pictures / f"globe_{data}.png"
+                plot_globe(fit.log_prob, points=parts[2], title=data, dtype=torch.float64, path=path)
+        seconds = round(time.process_time() - began, 1)
+        return dict(zip(FIELDS, (data, seed, method, *found, seconds), strict=True))
+
+    rows = run_and_keep(
+        options.csv,
+        FIELDS,
+        ("data", "split", "method"),
+        [(data, seed, method) for data in options.data for seed in range(options.splits) for method in options.methods],
+        run,
+        lambda row: (
+            f"{row['data']:<12}{row['method']:<10}{row['split']:>3} {row['choice']:<18} test {row['test']:.3f}  {row['seconds']} s"
+        ),
+    )
+    print(table(rows))
 
 
 if __name__ == "__main__":
