@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .arviz import from_groups, psislw, summary, to_netcdf
+from .bits_per_dim import bits_per_dim
 from .inference_data import to_inference_data
 from .invertibility import InverseAudit, audit_inverse
 from .maps import plot_globe, plot_torus
@@ -15,6 +16,7 @@ __all__ = [
     "InverseAudit",
     "Psis",
     "audit_inverse",
+    "bits_per_dim",
     "diagnose",
     "elbo",
     "eubo",

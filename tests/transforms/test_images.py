@@ -135,6 +135,8 @@ def test_a_glow_learns_stripes():
     fit = pf.fit_density(flow, images, batch_size=64, lr=1e-2, max_epochs=40, seed=0, progress=False)
     assert fit.distribution.transform.log_det_kind == "bound"
     nats = -fit.log_prob(images).mean().item()
+    bits = pf.diagnostics.bits_per_dim(fit.log_prob(images), (1, 4, 4))
+    assert abs(float(bits.mean()) - nats / (16 * math.log(2))) < 0.05  # another draw of the noise
     truth = 16 * math.log(2) + math.log(2)
     assert truth < nats < truth + 15 * math.log(2) * 0.75, nats
     draws = fit.sample(50, seed=0)
@@ -156,6 +158,7 @@ def test_images_fit_by_name():
 @pytest.mark.parametrize(
     ("build", "match"),
     [
+        (lambda: pf.diagnostics.bits_per_dim(torch.zeros(2), (0, 4)), "event_shape"),
         (lambda: Squeeze((1, 5, 4)), "multiples of factor=2"),
         (lambda: Squeeze((4, 4)), "three positive integers"),
         (lambda: flows.glow((1, 28, 28), num_levels=3), "multiples of 8"),
