@@ -57,6 +57,10 @@ def _list(arguments: argparse.Namespace) -> int:
 
     rows = [HEADER, *flows.table()]
     print(_table(rows))
+    print()
+    print("cheap direction: forward draws in one pass, inverse scores in one; .inv turns a flow round")
+    print("inverse: in closed form, or solved; smoothness: how often the density can be differentiated")
+    print("data of other kinds: flows.of_pixels, of_counts, of_exchangeable, of_symmetric; mixtures: distributions.sphere_mixture")
     return 0
 
 

@@ -109,4 +109,4 @@ def test_info_names_the_versions(capsys):
 def test_list_has_a_line_for_every_registered_flow(capsys):
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines[1:]] == [*pf.flows.names(), *pf.flows.names("image")]
+    assert [line.split()[0] for line in lines[1 : lines.index("")]] == [row[0] for row in pf.flows.table()]

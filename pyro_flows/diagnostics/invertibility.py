@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from pyro_flows.distributions import FlowDistribution
 from pyro_flows.transforms import Conditioned, FlowTransform
@@ -70,7 +72,7 @@ class InverseAudit:
 
 
 def audit_inverse(
-    flow: FlowTransform | FlowDistribution,
+    flow: Any,
     data: Tensor,
     context: Tensor | None = None,
     *,
@@ -82,10 +84,11 @@ def audit_inverse(
 
     From data the way is :math:`x \to f^{-1}(x) \to f(f^{-1}(x))`, from noise the other way round. The error is
     :math:`\max_i |x_i - x'_i| / (1 + \max_i |x_i|)`. Far points are data moved ``far`` times as far from their mean, and noise as
-    far from zero. The largest singular values of the Jacobians say how much a rounding error can grow.
+    far from zero. The largest singular values of the Jacobians, ``stretch`` on the way there and ``squeeze`` on the way
+    back, say how much a rounding error can grow; ``refused`` counts points for which a solver gave up or a result is not finite.
 
     Args:
-        flow: Transform from noise to data, or a distribution.
+        flow: Transform from noise to data, a distribution, or a density fit.
         data: Points ``(N, D)``.
         context: Their contexts ``(N, C)``, if the flow is conditional.
         far: Factor of the far points. Above 1.
@@ -104,9 +107,15 @@ def audit_inverse(
         >>> print(audit_inverse(flows.get("real_nvp")(2), torch.randn(100, 2)).verdict)
         invertible
     """
+    flow = getattr(flow, "distribution", flow)  # of a DensityFit
     transform = flow.transform if isinstance(flow, FlowDistribution) else flow
     if not isinstance(transform, FlowTransform):
         raise ValueError(f"flow must be a FlowTransform or a FlowDistribution, got {type(flow).__name__}")
+    if not transform.bijective or not (transform.domain is transform.codomain is constraints.real_vector):
+        raise ValueError(
+            f"flow must be a bijection of real vectors, whose far points are in its domain, and this goes from {transform.domain} "
+            f"to {transform.codomain}{'' if transform.bijective else ' with surjections'}; audit the part of it that is one"
+        )
     if not isinstance(data, Tensor) or data.dim() != 2 or data.shape[-1] != transform.input_dim or len(data) < 2:
         got = tuple(data.shape) if isinstance(data, Tensor) else type(data).__name__
         raise ValueError(f"data must have shape (N, {transform.input_dim}) with N at least 2, got {got}")

@@ -29,6 +29,8 @@ class FlowMixture(ModuleDistribution):
             k = pyro.sample("k", mixture.component, infer={"enumerate": "parallel"})
             pyro.sample("y", mixture.given(k), obs=y)
 
+    Members that start alike stay alike: start them apart, as :func:`sphere_mixture` does; ``fit_density`` does it by itself.
+
     References:
         Hermans, Delaunoy, Rozet, Wehenkel, Begy, Louppe (2022), *A trust crisis in simulation-based inference? Your posterior
         approximations can be unfaithful*, https://arxiv.org/abs/2110.06581;

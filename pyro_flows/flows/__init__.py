@@ -7,11 +7,13 @@ from .bernstein import bernstein
 from .bnaf import bnaf
 from .convex_potential import convex_potential
 from .gaussianization import gaussianization
-from .images import glow, of_pixels, real_nvp_image
+from .images import glow, real_nvp_image
 from .maf import iaf, maf
+from .manifolds import simplex, sphere, torus
 from .naf import naf
 from .nice import nice
 from .nsf import nsf_autoregressive, nsf_coupling
+from .of_data import of_counts, of_exchangeable, of_pixels, of_symmetric
 from .planar import planar
 from .radial import radial
 from .real_nvp import real_nvp
@@ -41,7 +43,10 @@ __all__ = [
     "nice",
     "nsf_autoregressive",
     "nsf_coupling",
+    "of_counts",
+    "of_exchangeable",
     "of_pixels",
+    "of_symmetric",
     "planar",
     "proximal_residual",
     "radial",
@@ -49,9 +54,12 @@ __all__ = [
     "real_nvp_image",
     "register",
     "residual",
+    "simplex",
     "sospf",
+    "sphere",
     "sylvester",
     "table",
+    "torus",
     "ttf",
     "umnn",
     "unregister",

@@ -9,11 +9,9 @@ from ..transforms.compose import Compose
 from ..transforms.core import FlowTransform
 from ..transforms.image_coupling import ImageCoupling
 from ..transforms.image_shape import check_image_shape
-from ..transforms.logit_preprocessing import LogitPreprocessing
 from ..transforms.per_pixel import InvertibleConv1x1, PerPixel
 from ..transforms.split import Split
 from ..transforms.squeeze import Squeeze
-from ..transforms.surjections import Dequantization
 from ..transforms.univariate import Affine
 from .mixing import check_num_layers
 from .registry import register
@@ -56,31 +54,6 @@ def _coupling(shape: Shape, context_dim: int, hidden_channels: int, swap: bool, 
     )
 
 
-def of_pixels(flow: FlowTransform, num_bins: int = 256, *, alpha: float = 0.05) -> FlowTransform:
-    """A flow of images with what the values of pixels need behind it: a logit, and uniform dequantisation.
-
-    Args:
-        flow: The flow, from noise to images ``(C, H, W)`` on the line.
-        num_bins: Number of values of a pixel; data are whole numbers from 0 to ``num_bins - 1``.
-        alpha: See :class:`~pyro_flows.transforms.LogitPreprocessing`.
-
-    Returns:
-        A flow whose likelihoods are one draw of a lower bound of the log-probability of such images.
-
-    Raises:
-        ValueError: If an argument is not as described.
-
-    Example:
-        >>> import torch
-        >>> from pyro_flows import FlowDistribution
-        >>> pixels = FlowDistribution(of_pixels(glow((1, 4, 4), num_steps=1), 16)).sample((3,))
-        >>> bool(((pixels >= 0) & (pixels <= 15) & (pixels == pixels.round())).all())
-        True
-    """
-    shape = tuple(flow.output_shape)
-    return Compose([flow, LogitPreprocessing(shape, alpha), Dequantization(shape, num_bins, flow.context_dim)])
-
-
 @register("glow", cheap="both", inverse="closed", paper="https://arxiv.org/abs/1807.03039", event="image")
 def glow(
     event_shape: Sequence[int],
@@ -92,8 +65,8 @@ def glow(
 ) -> FlowTransform:
     r"""Glow: at every level steps of ActNorm, invertible :math:`1 \times 1` convolution and affine coupling, then a split.
 
-    Noise and images have one shape. It is the identity until it is trained; ``fit_density`` starts ActNorm from data. Put
-    ``LogitPreprocessing`` and ``Dequantization`` behind it for the values of pixels.
+    Noise and images have one shape. It is the identity until it is trained; ``fit_density`` starts ActNorm from data. For the
+    values of pixels see :func:`of_pixels`, for bits per dimension ``diagnostics.bits_per_dim``.
 
     References:
         Kingma, Dhariwal (2018), *Glow: generative flow with invertible 1x1 convolutions*, https://arxiv.org/abs/1807.03039

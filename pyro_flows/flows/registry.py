@@ -11,7 +11,7 @@ from pyro_flows.transforms.core import CheapDirection, FlowTransform
 
 FlowFactory = Callable[..., FlowTransform]
 Smoothness = Literal["smooth", "once"]
-Event = Literal["vector", "image"]
+Event = Literal["vector", "image", "sphere", "torus", "simplex"]
 _F = TypeVar("_F", bound=FlowFactory)
 
 
@@ -26,7 +26,7 @@ class FlowInfo:
         inverse: How the other direction is computed, ``"closed"`` form or ``"solved"`` numerically.
         paper: Address of the paper.
         smoothness: How often the density can be differentiated, ``"smooth"`` for always, or ``"once"``.
-        event: What it is a flow of, ``"vector"`` or ``"image"``.
+        event: What it is a flow of: ``"vector"``, ``"image"``, ``"sphere"``, ``"torus"`` or ``"simplex"``.
 
     Example:
         >>> from pyro_flows import flows
@@ -105,10 +105,10 @@ def unregister(name: str) -> None:
 
 
 def names(event: Event = "vector") -> tuple[str, ...]:
-    """Names of the registered flows of vectors, or of images, sorted.
+    """Names of the registered flows of vectors, of images, or on a manifold, sorted.
 
     Args:
-        event: Which of the two.
+        event: Of what.
 
     Example:
         >>> from pyro_flows import flows
@@ -159,7 +159,7 @@ def build(
     input_dim: int | tuple[int, ...],
     context_dim: int = 0,
     *,
-    allow_surjections: bool = False,
+    for_data: bool = False,
     **options: Any,
 ) -> FlowTransform:
     """Build a flow from a name or from a callable, and check what came out.
@@ -168,7 +168,7 @@ def build(
         flow: Name in the registry or a callable ``(input_dim, context_dim, **options) -> FlowTransform``.
         input_dim: Dimension D that the flow must have, or shape ``(C, H, W)`` of its images.
         context_dim: Dimension of the context that it must take.
-        allow_surjections: Whether it may have layers that are no bijections.
+        for_data: Whether it is a density of data, which may live on a manifold and have surjections, and not of a guide.
         options: Passed to the factory.
 
     Raises:
@@ -182,7 +182,8 @@ def build(
     if isinstance(flow, str):
         factory = get(flow)
         wanted: Event = "vector" if isinstance(input_dim, int) else "image"
-        if info(flow).event != wanted:
+        on_manifold = for_data and wanted == "vector" and info(flow).event != "image"
+        if info(flow).event != wanted and not on_manifold:
             raise ValueError(f"flow={flow!r} is a flow of {info(flow).event}s; flows of {wanted}s are {', '.join(names(wanted))}")
     elif callable(flow):
         factory = flow
@@ -199,7 +200,7 @@ def build(
     transform = factory(input_dim, context_dim, **options)
     if not isinstance(transform, FlowTransform):
         raise ValueError(f"flow={label} returned {type(transform).__name__}; it must return a FlowTransform")
-    if not transform.bijective and not allow_surjections:
+    if not transform.bijective and not for_data:
         raise ValueError(
             f"flow={label} returned a flow with surjections, whose draws have no gradient; fit it to data by fit_density"
         )

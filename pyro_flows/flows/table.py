@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from torch.distributions import constraints
+from typing import get_args
 
-from .registry import info, names
+from .registry import Event, info, names
 
 _IMAGE = (1, 28, 28)
 
@@ -29,13 +29,15 @@ def table(input_dim: int = 8) -> list[tuple[str, ...]]:
         ('both', 'closed', 'yes', 'real vectors', 'smooth')
     """
     rows: list[tuple[str, ...]] = []
-    for name in (*names(), *names("image")):
+    for name in (name for event in get_args(Event) for name in names(event)):
         entry = info(name)
         of_image = entry.event == "image"
         size = _IMAGE if of_image else input_dim
         flow = entry.factory(size)
         conditional = "yes" if entry.factory(size, 1).context_dim == 1 else "no"
-        domain = "images" if of_image else "real vectors" if flow.domain is constraints.real_vector else str(flow.domain)
+        domain = {"vector": "real vectors", "image": "images", "sphere": "unit vectors", "torus": "angles, numbers"}.get(
+            entry.event, "proportions"
+        )
         count = f"{sum(parameter.numel() for parameter in flow.parameters()):,}" + (f" at {_IMAGE}" if of_image else "")
         rows.append((name, entry.cheap, entry.inverse, conditional, domain, entry.smoothness, count, entry.paper))
     return rows

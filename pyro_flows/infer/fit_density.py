@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import constraints
 from tqdm import tqdm
 
 from pyro_flows.distributions import FlowDistribution, FlowMixture
 from pyro_flows.flows.registry import FlowFactory, build
+from pyro_flows.manifolds.torus import circles_of
 from pyro_flows.nn import Standardised
 from pyro_flows.transforms import Compose, ContextMap, FlowTransform, LowerCholeskyAffine
 from pyro_flows.transforms.actnorm import initialize_actnorms
@@ -21,8 +23,12 @@ from pyro_flows.transforms.actnorm import initialize_actnorms
 from .maximum_likelihood import LikelihoodRun, check_likelihood_options, maximise_likelihood
 from .result import check_count, check_seed
 
+#: Steps that send alike members of a mixture apart.
+_SEPARATING_STEPS = 100
 #: Rows that are scored at once.
 _PART = 2048
+#: Rows from which quartiles are taken.
+_QUARTILES = 100_000
 #: Rows from which ActNorm layers start.
 _START = 2048
 
@@ -40,9 +46,16 @@ class DensityFit:
         See :func:`fit_density`.
     """
 
-    distribution: FlowDistribution | FlowMixture
+    distribution: FlowDistribution | FlowMixture = field(repr=False)
     run: LikelihoodRun = field(repr=False)
     seconds: float = 0.0
+
+    def __str__(self) -> str:
+        run, event = self.run, tuple(self.distribution.event_shape)
+        return (
+            f"density of events {event}: {run.validation_losses[run.best_epoch]:.4g} nats of loss on rows held out, "
+            f"after {run.best_epoch} of {len(run.losses)} epochs ({run.stop_reason}, {self.seconds:.0f} s)"
+        )
 
     @property
     def losses(self) -> list[float]:
@@ -140,7 +153,7 @@ def fit_density(
             weights that are their means; in it, steps on the likelihood that they weigh.
         flow_options: Keyword arguments of a registered flow.
         standardise: Whether to bring every variable to mean 0 and standard deviation 1 before the flow. By default points are, and
-            images, data of surjections, and points on spheres, tori and simplices are not.
+            numbers beside angles; images, data of surjections, and points on spheres, tori and simplices are not.
         validation: Rows to hold out, ``(data,)`` or ``(data, context)``, in place of a share of ``data``.
         validation_share: Share of the rows that is held out.
         lr: Largest step size of Adam.
@@ -183,14 +196,22 @@ def fit_density(
             count = max(1, round(validation_share * len(data)))
             rows, held = tuple(part[order[count:]] for part in rows), tuple(part[order[:count]] for part in rows)
         distribution = _distribution(flow, rows, dict(flow_options or {}), standardise)
-        for member in list(distribution.members) if isinstance(distribution, FlowMixture) else [distribution]:
-            initialize_actnorms(member.transform, rows[0][:_START], rows[1][:_START] if len(rows) > 1 else None)  # type: ignore[union-attr, arg-type]
+        if bool((data == data.round()).all()) and _members(distribution)[0].transform.bijective:
+            warnings.warn(
+                "all data are whole numbers, of which a flow is no density: its likelihood grows without bound as it narrows to "
+                "them; see flows.of_counts and flows.of_pixels",
+                stacklevel=2,
+            )
+        for member in _members(distribution):
+            initialize_actnorms(member.transform, rows[0][:_START], rows[1][:_START] if len(rows) > 1 else None)
 
         def loss(points: Tensor, *contexts: Tensor) -> Tensor:
             given = contexts and isinstance(distribution, FlowDistribution)
             at = distribution.condition(contexts[0]) if given else distribution  # type: ignore[operator]
             return -at.log_prob(points).mean()
 
+        if isinstance(distribution, FlowMixture):
+            _separate(distribution, rows[0], lr)
         train, renew = rows, None
         if method == "em" and isinstance(distribution, FlowMixture):
             train, loss, renew = _expectation_maximisation(distribution, rows[0])
@@ -213,6 +234,34 @@ def fit_density(
                 renew=renew,
             )
     return DensityFit(distribution, run, time.monotonic() - began)
+
+
+def _members(distribution: FlowDistribution | FlowMixture) -> list[FlowDistribution]:
+    return list(distribution.members) if isinstance(distribution, FlowMixture) else [distribution]  # type: ignore[arg-type]
+
+
+def _separate(mixture: FlowMixture, data: Tensor, lr: float) -> None:
+    """Send members that start alike, and would stay so, towards different groups of the data, those of k-means."""
+    with torch.no_grad():
+        some = data[:_PART]
+        terms = torch.stack([member.log_prob(some) for member in mixture.members])  # type: ignore[operator]
+        if len(terms) == 1 or bool((terms - terms[0]).abs().amax() > 1e-4 * (1 + terms.abs().amax())):
+            return
+    from scipy.cluster.vq import kmeans2
+
+    rows = data.flatten(1).double().cpu().numpy()
+    group = torch.as_tensor(kmeans2(rows / rows.std(0), len(terms), minit="++", seed=0)[1], device=data.device)
+    optimiser = torch.optim.Adam(mixture.members.parameters(), lr=max(lr, 1e-2))
+    for _ in range(_SEPARATING_STEPS):
+        loss = torch.zeros((), dtype=data.dtype, device=data.device)
+        for k, member in enumerate(mixture.members):
+            own = data[group == k]
+            if len(own):
+                loss = loss - member.log_prob(own[torch.randint(len(own), (64,), device=data.device)]).mean()  # type: ignore[operator]
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(list(mixture.members.parameters()), 5.0)
+        optimiser.step()
 
 
 def _expectation_maximisation(
@@ -290,8 +339,21 @@ def _distribution(
             )
     else:
         shape = event[0] if len(event) == 1 else tuple(event)
-        transform = build(transform, shape, context_dim, allow_surjections=True, **options).to(data)
-    if standardise or (standardise is None and transform.codomain is constraints.real_vector and transform.bijective):
+        transform = build(transform, shape, context_dim, for_data=True, **options).to(data)
+    on_lines = transform.codomain is constraints.real_vector and transform.bijective
+    circles = circles_of(transform.codomain) if transform.bijective else None
+    if standardise and not on_lines and circles is None:
+        raise ValueError(
+            f"standardise must be False for a flow whose values are in {transform.codomain}"
+            f"{'' if transform.bijective else ', by surjections'}; an ActNorm before its last layer starts from the data"
+        )
+    if standardise is not False and circles is not None and not all(circles):
+        loc, scale = _location_and_scale("data", data)
+        is_circle = torch.tensor(circles, device=data.device)
+        lines = LowerCholeskyAffine(loc.masked_fill(is_circle, 0.0), scale.masked_fill(is_circle, 1.0))
+        lines.domain = lines.codomain = transform.codomain
+        transform = Compose([transform, lines])
+    elif on_lines and standardise is not False:
         if context_dim:
             loc, scale = _location_and_scale("context", rows[1], constant_is_fine=True)
             transform = ContextMap(transform, Standardised(loc, scale), context_dim)
@@ -300,7 +362,13 @@ def _distribution(
 
 
 def _location_and_scale(name: str, rows: Tensor, constant_is_fine: bool = False) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation, or median and quartiles where a few far rows make nearly all of the deviation."""
     loc, scale = rows.mean(0), rows.std(0)
+    if not constant_is_fine:
+        low, middle, high = rows[:_QUARTILES].quantile(torch.tensor([0.25, 0.5, 0.75], dtype=rows.dtype, device=rows.device), dim=0)
+        most = 3 * (high - low) / 1.349
+        heavy = (most > 0) & (scale > most)
+        loc, scale = torch.where(heavy, middle, loc), torch.where(heavy, most, scale)
     constant = scale <= torch.finfo(rows.dtype).eps * loc.abs()
     if constant_is_fine:
         return loc, torch.where(constant, torch.ones_like(scale), scale)

@@ -172,14 +172,16 @@ class ProximalNetwork(ContractiveNetwork):
         self.averaging = len(hidden) / (len(hidden) + 1)
         self.largest = lipschitz / (self.averaging - lipschitz * (1 - self.averaging))
         start = 0.01 / self.largest
-        self.raw_gamma = nn.Parameter(torch.tensor(math.log(start / (1 - start))))
+        self.logit = math.log(start / (1 - start))
+        self.raw_gamma = nn.Parameter(torch.zeros(()))
 
     def at(self, context: Tensor | None) -> Contraction:
         matrices = [nonexpansive(matrix) for matrix in self.matrices]
         told = list(self.biases)
         if self.of_context is not None:
             told = [bias + linear(context) for bias, linear in zip(told, self.of_context, strict=True)]
-        gamma = self.largest * torch.sigmoid(self.raw_gamma)
+        # With a gain, for γ has to grow by orders of magnitude.
+        gamma = self.largest * torch.sigmoid(10 * self.raw_gamma + self.logit)
         linear = gamma * (1 - self.averaging)
 
         def apply(x: Tensor, tangents: Tensor | None) -> tuple[Tensor, Tensor]:

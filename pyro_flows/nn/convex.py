@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from .mlp import MLP, check_hidden_dims, check_positive
 
+_GAIN = 5.0
+
 #: Gradient ``(*, D)`` of a potential, and its Hessian ``(*, D, D)`` or None.
 GradientAndHessian = Callable[[Tensor, bool], tuple[Tensor, Tensor | None]]
 
@@ -53,8 +55,10 @@ class ConvexNetwork(nn.Module):
         self.dim, self.context_dim, self.min_convexity = dim, context_dim, min_convexity
         self.of_input = nn.ParameterList(nn.Parameter(torch.randn(width, dim) / math.sqrt(dim)) for width in hidden)
         self.biases = nn.ParameterList(nn.Parameter(torch.empty(width).uniform_(-2.0, 2.0)) for width in hidden)
-        self.raw_between = nn.ParameterList(nn.Parameter(torch.randn(b, a) - 1.0) for a, b in zip(hidden, hidden[1:], strict=False))
-        self.raw_last = nn.Parameter(torch.full((hidden[-1],), -4.0))
+        self.raw_between = nn.ParameterList(
+            nn.Parameter(torch.randn(b, a) / _GAIN) for a, b in zip(hidden, hidden[1:], strict=False)
+        )
+        self.raw_last = nn.Parameter(torch.zeros(hidden[-1]))
         self.linear = nn.Parameter(torch.zeros(dim))
         self.raw_convexity = nn.Parameter(torch.zeros(()))
         self.sizes = [*hidden, dim]
@@ -66,8 +70,9 @@ class ConvexNetwork(nn.Module):
     def at(self, context: Tensor | None) -> GradientAndHessian:
         """Gradient and Hessian at a context ``(*, context_dim)``; the Hessian on request."""
         softplus = nn.functional.softplus
-        between = [softplus(raw) / raw.shape[1] for raw in self.raw_between]
-        last = softplus(self.raw_last) / math.sqrt(len(self.raw_last))
+        between = [softplus(_GAIN * raw - 1.0) / raw.shape[1] for raw in self.raw_between]
+        # Raw parameters have gains, so that training at ordinary step sizes moves them by orders of magnitude.
+        last = softplus(_GAIN * self.raw_last - 4.0) / math.sqrt(len(self.raw_last))
         # 1 at the start, and above the least.
         alpha = self.min_convexity + (1 - self.min_convexity) * softplus(self.raw_convexity, beta=math.log(2))
         told: list[Tensor] = [*self.biases, self.linear]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
+from torch.distributions import constraints
 
 from ..solvers.mode import takes_closed_forms
 from .column_transform import ColumnTransform, Step, run_stack
@@ -21,7 +22,8 @@ class Compose(FlowTransform):
             ``context_dim`` must agree.
 
     Raises:
-        ValueError: If there are no parts, one is not a :class:`FlowTransform`, or their dimensions do not fit.
+        ValueError: If there are no parts, one is not a :class:`FlowTransform`, their dimensions do not fit, or one takes positive
+            values, say, and the one before gives any.
 
     Example:
         >>> from pyro_flows.transforms import AffineTril, Permutation
@@ -41,6 +43,11 @@ class Compose(FlowTransform):
                 raise ValueError(
                     f"parts[{i}] takes events of shape {tuple(part.event_shape)}, parts[{i - 1}] gives "
                     f"{tuple(parts[i - 1].output_shape)}; they must agree"
+                )
+            if i and not _takes(part.domain, parts[i - 1].codomain):
+                raise ValueError(
+                    f"parts[{i}], {type(part).__name__}, takes values in {part.domain}, parts[{i - 1}] gives values in "
+                    f"{parts[i - 1].codomain}; put a transform between, such as TorchTransform(constraint, shape)"
                 )
         context_dims = {part.context_dim for part in parts if part.context_dim}
         if len(context_dims) > 1:
@@ -110,6 +117,20 @@ class Compose(FlowTransform):
         for part in self.parts:
             sign = sign * part.sign  # type: ignore[assignment, operator]
         return sign
+
+
+def _takes(domain: constraints.Constraint, codomain: constraints.Constraint) -> bool:
+    """Whether values in the one are in the other: the domain is everything, or both are of one kind with the same bounds."""
+    wanted, given = _bare(domain), _bare(codomain)
+    if isinstance(wanted, type(constraints.real)):
+        return True
+    return type(wanted) is type(given) and {**vars(wanted)} == {**vars(given)}
+
+
+def _bare(constraint: constraints.Constraint) -> constraints.Constraint:
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    return constraint
 
 
 def flattened(transform: FlowTransform, inverse: bool) -> Iterator[tuple[FlowTransform, bool]]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.distributions import Transform
+from torch.distributions import Transform, biject_to
 from torch.distributions.constraints import Constraint, independent
 
 from .core import FlowTransform
@@ -16,27 +16,31 @@ from .core import FlowTransform
 class TorchTransform(FlowTransform):
     r"""A bijective transform of torch or Pyro as a :class:`FlowTransform`, for compositions with ours.
 
-    With ``biject_to(constraint)`` a flow gets values under that constraint: positive, ordered, on a simplex.
+    With a constraint in its place, it is that of ``biject_to``, and a flow gets values under it: positive, ordered, on a simplex.
 
     Args:
-        transform: The transform; one that is a module is owned, and trained.
+        transform: The transform, or a constraint; a transform that is a module is owned, and trained.
         event_shape: Shape of its input, ``(D,)`` for instance.
 
     Raises:
         ValueError: If ``transform`` is not bijective, or takes no input of that shape.
 
     Example:
-        >>> from torch.distributions import biject_to, constraints
-        >>> to_simplex = TorchTransform(biject_to(constraints.simplex), (2,))
+        >>> from torch.distributions import constraints
+        >>> to_simplex = TorchTransform(constraints.simplex, (2,))
         >>> to_simplex(torch.zeros(2)), to_simplex.output_shape
         (tensor([0.3333, 0.3333, 0.3333]), torch.Size([3]))
     """
 
-    def __init__(self, transform: Transform, event_shape: Sequence[int]) -> None:
+    def __init__(self, transform: Transform | Constraint, event_shape: Sequence[int]) -> None:
+        constraint = transform if isinstance(transform, Constraint) else None
+        transform = biject_to(constraint) if constraint is not None else transform
         shape = torch.Size(event_shape)
         super().__init__(math.prod(shape))
         if not isinstance(transform, Transform) or not transform.bijective:
-            raise ValueError(f"transform must be a bijective transform of torch or Pyro, got {type(transform).__name__}")
+            raise ValueError(
+                f"transform must be a bijective transform of torch or Pyro, or a constraint, got {type(transform).__name__}"
+            )
         if transform.domain.event_dim > len(shape):
             raise ValueError(
                 f"event_shape must have at least {transform.domain.event_dim} dimensions for {type(transform).__name__}, got "
@@ -45,7 +49,8 @@ class TorchTransform(FlowTransform):
         self.transform = transform
         self.event_shape, self.output_shape = shape, torch.Size(transform.forward_shape(shape))
         self.domain = _of_events(transform.domain, len(self.event_shape))
-        self.codomain = _of_events(transform.codomain, len(self.output_shape))
+        # What biject_to composes says less of where its values are than the constraint does.
+        self.codomain = _of_events(transform.codomain if constraint is None else constraint, len(self.output_shape))
 
     def extra_repr(self) -> str:
         return f"{self.transform}, event_shape={tuple(self.event_shape)}"

@@ -70,6 +70,51 @@ def test_circles_and_lines_have_a_base_of_both():
     assert q.double().sample().dtype == F64
 
 
+def test_numbers_beside_angles_are_standardised_and_angles_are_not():
+    """A line in units of its own, N(500, 30), and an angle: the density on the torus times the line integrates to one."""
+    torch.manual_seed(0)
+    angle = torch.remainder(0.5 * torch.randn(800) + math.pi, 2 * math.pi) - math.pi
+    data = torch.stack([angle, 500 + 30 * angle.cos() + 5 * torch.randn(800)], -1)
+    fit = pf.fit_density(
+        "torus",
+        data,
+        flow_options={"circles": (True, False), "num_layers": 2, "hidden_dims": (16,)},
+        max_epochs=30,
+        seed=0,
+        progress=False,
+    )
+    draws = fit.sample(2000, seed=0)
+    assert bool((draws[:, 0].abs() <= math.pi).all()) and abs(float(draws[:, 1].mean() - data[:, 1].mean())) < 8
+    x, y = torch.linspace(-math.pi, math.pi, 201)[:-1], torch.linspace(300, 700, 401)
+    total = float(fit.log_prob(torch.cartesian_prod(x, y)).exp().sum()) * float((x[1] - x[0]) * (y[1] - y[0]))
+    assert abs(total - 1) < 0.02
+    assert "rows held out" in str(fit)
+
+
+@pytest.mark.parametrize("event", ["sphere", "torus", "simplex"])
+def test_densities_on_manifolds_by_name(event):
+    (name,) = flows.names(event)
+    noise = torch.randn(64, 3)
+    data = {"sphere": m.project_to_sphere(noise), "torus": noise.tanh() * math.pi, "simplex": noise.softmax(-1)}[event]
+    options = {"num_layers": 2, "hidden_dims": (8,)}
+    fit = pf.fit_density(name, data, flow_options=options, max_epochs=2, seed=0, progress=False)
+    assert fit.log_prob(data).shape == (64,) and bool(fit.distribution.support.check(fit.sample(10, seed=0)).all())
+    with pytest.raises(ValueError, match="standardise must be False"):
+        pf.fit_density(name, data, flow_options=options, standardise=True, progress=False) if event != "torus" else pf.fit_density(
+            "simplex", noise.softmax(-1), standardise=True, progress=False
+        )
+
+    def model():
+        import pyro
+
+        pyro.sample("x", pyro.distributions.Normal(torch.zeros(3), 1.0).to_event(1))
+
+    with pytest.raises(ValueError, match="flows of vectors are"):
+        pf.AutoFlow(model, name).setup()
+    with pytest.raises(ValueError, match="bijection of real vectors"):
+        pf.diagnostics.audit_inverse(fit, data)
+
+
 def test_isometric_log_ratios_are_isometric_and_have_the_density_of_a_dirichlet():
     basis = helmert(5, torch.zeros(1, dtype=F64))
     torch.testing.assert_close(basis @ basis.T, torch.eye(4, dtype=F64))

@@ -51,7 +51,7 @@ def test_networks_contract_whatever_their_weights(name):
 def test_a_proximal_layer_is_invertible_though_its_residual_expands():
     network = large(ProximalNetwork(2, 0, (32,), lipschitz=0.99), 5.0)
     with torch.no_grad():
-        network.raw_gamma.fill_(10.0)
+        network.raw_gamma.fill_(2.0)
         network.matrices[0].copy_(10 * torch.eye(32, 2))
         network.biases[0].zero_()
     layer, x = Residual(network), 0.1 * torch.randn(50, 2, dtype=torch.float64)

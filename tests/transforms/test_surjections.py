@@ -45,7 +45,7 @@ def grid(*axes):
 
 
 POSITIVE = lambda d: TorchTransform(SoftplusTransform(), (d,))  # noqa: E731
-ORDERED = lambda d: TorchTransform(biject_to(pyro_constraints.ordered_vector), (d,))  # noqa: E731
+ORDERED = lambda d: TorchTransform(pyro_constraints.ordered_vector, (d,))  # noqa: E731
 EXACT = {
     "Abs": (lambda c: [AffineTril(2, c), POSITIVE(2), Abs(2, c)], 2),
     "Abs, with a network": (lambda c: [AffineTril(2, c), POSITIVE(2), Abs(2, c, symmetric=False)], 2),
@@ -162,7 +162,7 @@ def test_a_surjection_is_a_likelihood_in_pyro():
     torch.manual_seed(0)
     x = torch.rand(400, 1)
     y = (x + 0.5) * torch.exp(0.3 * torch.randn(400, 1)) * (2 * torch.randint(0, 2, (400, 1)) - 1)
-    to_positive = TorchTransform(biject_to(constraints.positive), (1,))
+    to_positive = TorchTransform(constraints.positive, (1,))
     flow = Compose([Elementwise(1, Affine(), 1, hidden_dims=(16,)), to_positive, Abs(1)])
 
     def model():
@@ -185,6 +185,32 @@ def test_fit_density_takes_surjections():
     counts = (torch.randn(300, 2) * 2).round()
     fit = pf.fit_density(Compose([AffineTril(2), Dequantization((2,))]), counts, max_epochs=30, lr=0.05, seed=0, progress=False)
     assert -fit.log_prob(counts).mean() < 2 * (0.5 * math.log(2 * math.pi * math.e) + math.log(2)) + 0.2
+
+
+@pytest.mark.parametrize("kind", ["counts", "exchangeable", "symmetric"])
+def test_flows_of_other_data_start_from_the_data(kind):
+    torch.manual_seed(0)
+    normal = torch.randn(600, 2) @ torch.tensor([[2.0, 1.5], [0.0, 1.0]])
+    data = {"counts": (normal + 20).round(), "exchangeable": normal.sort(-1).values.gather(-1, torch.rand(600, 2).argsort(-1))}
+    rows = data.get(kind, (normal.abs() + 3) * (2 * torch.randint(0, 2, (600, 2)) - 1))
+    flow = getattr(flows, f"of_{kind}")(flows.affine(2))
+    fit = pf.fit_density(flow, rows, max_epochs=25, lr=1e-2, seed=0, progress=False)
+    draws = fit.sample(4000, seed=0)
+    assert ((draws.mean(0) - rows.mean(0)).abs() < 0.5).all()
+    assert ((draws.std(0) / rows.std(0) - 1).abs() < 0.4).all()
+
+
+def test_whole_numbers_are_warned_about_and_flows_must_fit_surjections():
+    with pytest.warns(UserWarning, match="whole numbers"):
+        pf.fit_density("affine", torch.randn(50, 2).round(), max_epochs=1, seed=0, progress=False)
+    with pytest.raises(ValueError, match="Sort, takes values in .* gives values in"):
+        Compose([flows.affine(2), Sort(2)])
+    with pytest.raises(ValueError, match="Abs, takes values in"):
+        Compose([flows.affine(2), Abs(2)])
+    with pytest.raises(ValueError, match="flow must be a FlowTransform"):
+        flows.of_counts("maf")
+    with pytest.raises(ValueError, match="one of vectors"):
+        flows.of_symmetric(flows.glow((1, 4, 4), num_steps=1))
 
 
 def test_draws_have_no_gradient_and_guides_refuse_them():
@@ -232,7 +258,8 @@ def test_bad_input_is_named(build, match):
 
 @pytest.mark.parametrize("constraint", [constraints.positive, constraints.simplex, constraints.interval(2.0, 3.0)])
 def test_a_transform_of_torch_is_one_of_ours(constraint):
-    transform = TorchTransform(biject_to(constraint), (3,))
+    transform = TorchTransform(constraint, (3,))
+    assert transform.codomain.event_dim == 1 and transform.codomain.check(transform(torch.zeros(3))).all()
     flow = Compose([AffineTril(3).double(), transform])
     q = pf.FlowDistribution(flow)
     y, log_prob = q.rsample_and_log_prob((6,))

@@ -32,7 +32,8 @@ class Calibration(_SimplexTransform):
     .. math:: \log R = (1 - n) \log a + \sum_i \log q_i - \sum_i \log p_i
 
     Compositions and inverses are of the same kind, so that stacking these adds nothing. With ``shift=False`` it is temperature
-    scaling. Starts at the identity.
+    scaling. Starts at the identity. A classifier is recalibrated by the likelihood of labels, ``-log q[label]`` minimised by an
+    optimiser, or ``Categorical(probs=calibration(p))`` in a Pyro model; ``fit_density`` is for densities of proportions.
 
     References:
         Guo, Pleiss, Sun, Weinberger (2017), *On calibration of modern neural networks*, https://arxiv.org/abs/1706.04599

@@ -47,6 +47,10 @@ class ProductOfCircles(constraints.Constraint):
     def __init__(self, circles: tuple[bool, ...]) -> None:
         self.circles = circles
 
+    def __repr__(self) -> str:
+        kinds = ", ".join("angle in [-pi, pi)" if circle else "number" for circle in self.circles)
+        return f"vectors of ({kinds})"
+
     def check(self, value: Tensor) -> Tensor:
         """Whether angles lie on one period, ``(*)``."""
         is_circle = torch.tensor(self.circles, device=value.device)

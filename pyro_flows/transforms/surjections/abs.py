@@ -19,7 +19,8 @@ class Abs(Surjection):
     .. math:: V = \sum_i \log p(s_i \mid x, c), \qquad y_i = s_i x_i
 
     Symmetric data need half the flow. The likelihood is exact. Latents are positive: before it stands a flow to positive values,
-    for instance one that ends with ``TorchTransform(biject_to(constraints.positive), (D,))``.
+    for instance one that ends with ``TorchTransform(constraints.positive, (D,))``; ``flows.of_symmetric``
+    puts one there.
 
     References:
         Nielsen et al. (2020), *SurVAE flows*, https://arxiv.org/abs/2007.02731, table 2

@@ -25,7 +25,9 @@ class Dequantization(Surjection):
     :math:`u = \sigma(f(\epsilon; y, c))`. With ``num_bins`` K, data are numbers from 0 to K - 1 and latents are scaled to the unit
     interval, :math:`x = (y + u) / K`, which adds :math:`-D \log K` to V. Without, they are any whole numbers.
 
-    :math:`\log p(y) \ge \mathrm{E}_u [\log p(x) + V]`: one draw of a lower bound of the log-probability.
+    :math:`\log p(y) \ge \mathrm{E}_u [\log p(x) + V]`: one draw of a lower bound of the log-probability. A model with such a
+    likelihood is trained by plain SVI; ``fit`` needs an exact density. ``flows.of_counts`` and ``flows.of_pixels`` put
+    before it what it needs.
 
     References:
         Theis, van den Oord, Bethge (2016), *A note on the evaluation of generative models*, https://arxiv.org/abs/1511.01844;
@@ -65,7 +67,7 @@ class Dequantization(Surjection):
             raise ValueError(f"num_bins must be an integer of at least 2, or None, got {num_bins!r}")
         self.event_shape, self.num_bins = shape, num_bins
         dims = len(shape)
-        self.domain = constraints.independent(constraints.real if num_bins is None else constraints.unit_interval, dims)
+        self.domain = constraints.independent(constraints.real, dims)
         whole = constraints.integer_interval(0, num_bins - 1) if num_bins else constraints.real
         self.codomain = constraints.independent(whole, dims)
         self.noise = None if noise is None else FlowNoise("noise", self.input_dim, self.input_dim + context_dim, noise)
@@ -102,6 +104,7 @@ class Dequantization(Surjection):
         return x, contribution - self.input_dim * math.log(self.num_bins)
 
     def _check_values(self, y: Tensor) -> None:
+        y = y.detach()
         low, high = float(y.min()), float(y.max())
         if not bool((y == y.floor()).all()):
             raise ValueError(f"y must hold whole numbers, got values from {low:.6g} to {high:.6g} with fractions; round them first")

@@ -15,7 +15,8 @@ class Sort(Surjection):
     r"""Exchangeable data: the latents are the sorted values, :math:`V = -\log D!`.
 
     The density of the data does not change when variables are permuted. The likelihood is exact. Latents increase: before it stands
-    a flow to increasing vectors, for instance one that ends with ``TorchTransform(biject_to(constraints.ordered_vector), (D,))``.
+    a flow to increasing vectors, for instance one that ends with ``TorchTransform(constraints.ordered_vector, (D,))`` of
+    ``pyro.distributions.constraints``; ``flows.of_exchangeable`` puts one there.
 
     References:
         Nielsen et al. (2020), *SurVAE flows*, https://arxiv.org/abs/2007.02731, table 2

@@ -10,7 +10,7 @@ from pyro_flows.solvers import attach_gradient
 from .base import Params, UnivariateMap
 
 _START = -5.5  # the logit of a weight of 0.004, by which a normal variable has hardly changed
-_GAIN = 2.0
+_GAIN = 10.0  # so that a step of training moves a weight by some per cent
 
 
 class HeavyTails(UnivariateMap):
@@ -30,7 +30,7 @@ class HeavyTails(UnivariateMap):
 
     Example:
         >>> tails = HeavyTails()
-        >>> y, _ = tails.forward_and_log_det(torch.tensor([-4.0, 0.5, 4.0]), (torch.full((3,), -9.0), torch.full((3,), 3.0)))
+        >>> y, _ = tails.forward_and_log_det(torch.tensor([-4.0, 0.5, 4.0]), (torch.full((3,), -2.0), torch.full((3,), 0.6)))
         >>> [round(value, 2) for value in y.tolist()]
         [-4.0, 0.54, 581.71]
     """
