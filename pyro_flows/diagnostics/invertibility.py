@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
 
 from pyro_flows.distributions import FlowDistribution
 from pyro_flows.transforms import Conditioned, FlowTransform
+from pyro_flows.transforms.supports import is_real
 
 #: Points at which Jacobians are taken.
 _JACOBIANS = 32
@@ -111,7 +111,7 @@ def audit_inverse(
     transform = flow.transform if isinstance(flow, FlowDistribution) else flow
     if not isinstance(transform, FlowTransform):
         raise ValueError(f"flow must be a FlowTransform or a FlowDistribution, got {type(flow).__name__}")
-    if not transform.bijective or not (transform.domain is transform.codomain is constraints.real_vector):
+    if not transform.bijective or not (is_real(transform.domain) and is_real(transform.codomain)):
         raise ValueError(
             f"flow must be a bijection of real vectors, whose far points are in its domain, and this goes from {transform.domain} "
             f"to {transform.codomain}{'' if transform.bijective else ' with surjections'}; audit the part of it that is one"

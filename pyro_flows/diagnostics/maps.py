@@ -66,7 +66,9 @@ def plot_globe(
     figure = Figure(figsize=(9, 5), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     axis = figure.add_subplot(projection="mollweide")
-    highest = float(values.max())
+    highest = float(values.nan_to_num(-math.inf).max())
+    if not math.isfinite(highest):
+        raise ValueError("log_prob must give finite numbers somewhere on the sphere, and gives none")
     mesh = axis.pcolormesh(
         longitude.numpy(),
         latitude.numpy(),
@@ -96,6 +98,7 @@ def plot_torus(
     points: Tensor | None = None,
     title: str = "",
     num_cells: int = 200,
+    dtype: torch.dtype | None = None,
     path: str | Path | None = None,
 ) -> Any:
     r"""Density on the torus, of two angles from :math:`-\pi` to :math:`\pi`.
@@ -105,6 +108,7 @@ def plot_torus(
         points: Angles ``(M, 2)`` to be drawn over it.
         title: Title.
         num_cells: Number of cells of each angle.
+        dtype: Of the angles that ``log_prob`` gets; torch's default if None.
         path: Where to write the picture; None to write none.
 
     Returns:
@@ -125,7 +129,7 @@ def plot_torus(
         raise ValueError(f"num_cells must be a positive integer, got {num_cells!r}")
     if points is not None and (points.dim() != 2 or points.shape[1] != 2):
         raise ValueError(f"points must have shape (M, 2), got {tuple(points.shape)}")
-    angle = (torch.arange(num_cells) + 0.5) * 2 * math.pi / num_cells - math.pi
+    angle = (torch.arange(num_cells, dtype=dtype or torch.get_default_dtype()) + 0.5) * 2 * math.pi / num_cells - math.pi
     grid = torch.cartesian_prod(angle, angle)
     values = torch.cat([log_prob(part) for part in grid.split(_PART)]).reshape(num_cells, num_cells).exp()
     figure = Figure(figsize=(6, 5), layout="constrained", facecolor="white")

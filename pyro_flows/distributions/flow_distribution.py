@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import torch
 from pyro.distributions import Dirichlet
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from pyro_flows.manifolds.simplex import SIMPLEX
 from pyro_flows.manifolds.sphere import SPHERE, UniformSphere
 from pyro_flows.manifolds.torus import UniformTorus, circles_of
+from pyro_flows.transforms.compose import flattened
 from pyro_flows.transforms.core import FlowTransform
+from pyro_flows.transforms.supports import is_kind
 
 from .module_distribution import ModuleDistribution
 from .standard_normal import StandardNormal
@@ -61,6 +63,8 @@ class FlowDistribution(ModuleDistribution):
     def __init__(self, transform: FlowTransform, base: Distribution | None = None, *, validate_args: bool | None = None) -> None:
         if not isinstance(transform, FlowTransform):
             raise ValueError(f"transform must be a FlowTransform, got {type(transform).__name__}")
+        if any(backwards and not part.bijective for part, backwards in flattened(transform, False)):
+            raise ValueError("transform has a surjection the wrong way round: it must go from latents to data, as the flow does")
         is_default = base is None
         if base is None:
             dtype, device = _dtype_and_device(transform)
@@ -94,6 +98,12 @@ class FlowDistribution(ModuleDistribution):
         self._batch_shape = batch
         self.transform = transform
         self.base = base
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # A base that is no module is moved too.
+        if not isinstance(self.base, nn.Module):
+            _move(self.base, fn)
+        return super()._apply(fn, recurse)
 
     def _with(self, transform: FlowTransform, base: Distribution) -> FlowDistribution:
         new = self._shallow_copy()
@@ -234,11 +244,19 @@ class FlowDistribution(ModuleDistribution):
         return self.base.log_prob(noise) + log_det
 
 
+def _move(distribution: Distribution, fn: Callable[[Tensor], Tensor]) -> None:
+    for name, value in vars(distribution).items():
+        if isinstance(value, Tensor):
+            vars(distribution)[name] = fn(value)
+        elif isinstance(value, Distribution):
+            _move(value, fn)
+
+
 def _default_base(transform: FlowTransform, dtype: torch.dtype | None, device: torch.device | None) -> Distribution:
     """The standard distribution of what the flow takes."""
-    if transform.domain is SPHERE:
+    if is_kind(transform.domain, SPHERE):
         return UniformSphere(transform.input_dim, dtype=dtype, device=device, validate_args=False)
-    if transform.domain is SIMPLEX:
+    if is_kind(transform.domain, SIMPLEX):
         return Dirichlet(torch.ones(transform.input_dim, dtype=dtype, device=device), validate_args=False)
     circles = circles_of(transform.domain)
     if circles is not None:

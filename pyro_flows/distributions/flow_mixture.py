@@ -71,7 +71,7 @@ class FlowMixture(ModuleDistribution):
             self.logits = nn.Parameter(logits)
         else:
             self.register_buffer("logits", logits)
-        self.has_rsample = not learn_weights
+        self.has_rsample = not learn_weights and all(member.has_rsample for member in members)
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
@@ -125,8 +125,8 @@ class FlowMixture(ModuleDistribution):
         """
         if not self.has_rsample:
             raise ValueError(
-                "a mixture with learned weights has no reparametrised draws: which component is drawn depends on them; use sample, "
-                "or learn_weights=False"
+                "a mixture with learned weights, or of surjections, has no reparametrised draws: which component is drawn, or what "
+                "a surjection draws, depends on parameters; use sample, or learn_weights=False"
             )
         return self._drawn(sample_shape)
 
@@ -163,12 +163,11 @@ class FlowComponent(ModuleDistribution):
         torch.Size([2, 2])
     """
 
-    has_rsample = True
-
     def __init__(self, mixture: FlowMixture, component: Tensor) -> None:
         batch_shape = torch.broadcast_shapes(component.shape, mixture.batch_shape)
         super().__init__(batch_shape, mixture.event_shape, validate_args=False)
         self.mixture, self.component = mixture, component
+        self.has_rsample = all(member.has_rsample for member in mixture.members)
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:

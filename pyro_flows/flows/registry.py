@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from pyro_flows.transforms.core import CheapDirection, FlowTransform
+from pyro_flows.transforms.supports import is_real
 
 FlowFactory = Callable[..., FlowTransform]
 Smoothness = Literal["smooth", "once"]
@@ -204,6 +205,8 @@ def build(
         raise ValueError(
             f"flow={label} returned a flow with surjections, whose draws have no gradient; fit it to data by fit_density"
         )
+    if not for_data and not (is_real(transform.domain) and is_real(transform.codomain)):
+        raise ValueError(f"flow={label} returned a flow to {transform.codomain}; one of real vectors is wanted")
     event_shape = (input_dim,) if isinstance(input_dim, int) else tuple(input_dim)
     if tuple(transform.output_shape) != event_shape or transform.context_dim != context_dim:
         raise ValueError(

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import constraints
 from tqdm import tqdm
 
 from pyro_flows.distributions import FlowDistribution, FlowMixture
@@ -19,6 +18,7 @@ from pyro_flows.manifolds.torus import circles_of
 from pyro_flows.nn import Standardised
 from pyro_flows.transforms import Compose, ContextMap, FlowTransform, LowerCholeskyAffine
 from pyro_flows.transforms.actnorm import initialize_actnorms
+from pyro_flows.transforms.supports import is_real
 
 from .maximum_likelihood import LikelihoodRun, check_likelihood_options, maximise_likelihood
 from .result import check_count, check_seed
@@ -92,9 +92,11 @@ class DensityFit:
             ValueError: If a shape does not fit, or there is no context where one is wanted.
         """
         self._at(context)
-        batch = data.shape[: data.dim() - len(self.distribution.event_shape)]
-        if not batch:
+        event = tuple(self.distribution.event_shape)
+        batch = torch.broadcast_shapes(data.shape[: data.dim() - len(event)], () if context is None else context.shape[:-1])
+        if not batch or not batch.numel():
             return self._at(context).log_prob(data)
+        data = data.expand(*batch, *event)
         contexts = [None] * len(data) if context is None else context.expand(*batch, -1).split(_PART)
         parts = zip(data.split(_PART), contexts, strict=False)
         return torch.cat([self._at(given).log_prob(part) for part, given in parts])
@@ -195,6 +197,8 @@ def fit_density(
             order = torch.randperm(len(data), device=data.device)
             count = max(1, round(validation_share * len(data)))
             rows, held = tuple(part[order[count:]] for part in rows), tuple(part[order[:count]] for part in rows)
+        if len(rows[0]) < 2:
+            raise ValueError(f"data leave {len(rows[0])} rows to train on; hold out fewer, by validation_share={validation_share}")
         distribution = _distribution(flow, rows, dict(flow_options or {}), standardise)
         if bool((data == data.round()).all()) and _members(distribution)[0].transform.bijective:
             warnings.warn(
@@ -272,7 +276,8 @@ def _expectation_maximisation(
     @torch.no_grad()
     def renew() -> tuple[Tensor, ...]:
         weights = torch.cat([mixture.responsibilities(part) for part in data.split(_PART)], 1)
-        mixture.logits.copy_(weights.mean(1).clamp(min=1e-8).log())
+        if isinstance(mixture.logits, nn.Parameter):
+            mixture.logits.copy_(weights.mean(1).clamp(min=1e-8).log())
         return data, weights.mT
 
     def loss(points: Tensor, *weights: Tensor) -> Tensor:
@@ -315,6 +320,8 @@ def _distribution(
     standardise: bool | None,
 ) -> FlowDistribution | FlowMixture:
     data, event = rows[0], rows[0].shape[1:]
+    if isinstance(flow, (FlowDistribution, FlowMixture)) and flow.batch_shape:
+        raise ValueError(f"flow must have no batch shape, got {tuple(flow.batch_shape)}; fit one density at a time")
     context_dim = rows[1].shape[-1] if len(rows) > 1 else 0
     if isinstance(flow, FlowMixture):
         if options or standardise or context_dim or flow.event_shape != event:
@@ -322,6 +329,7 @@ def _distribution(
                 f"flow is a mixture of events {tuple(flow.event_shape)}, fitted as it is to rows of that shape, here "
                 f"{tuple(event)}, without context, flow_options and standardise"
             )
+        _location_and_scale("data", data.flatten(1))
         return flow
     if standardise and len(event) > 1:
         raise ValueError("standardise must be False for images; put LogitPreprocessing or ActNorm into the flow")
@@ -340,7 +348,7 @@ def _distribution(
     else:
         shape = event[0] if len(event) == 1 else tuple(event)
         transform = build(transform, shape, context_dim, for_data=True, **options).to(data)
-    on_lines = transform.codomain is constraints.real_vector and transform.bijective
+    on_lines = is_real(transform.codomain) and len(event) == 1 and transform.bijective
     circles = circles_of(transform.codomain) if transform.bijective else None
     if standardise and not on_lines and circles is None:
         raise ValueError(

@@ -39,7 +39,7 @@ def log_volume_ratio(function: Map, x: Tensor, projection: Map, dim: int) -> tup
         >>> round(log_ratio.exp().item(), 6)
         3.0
     """
-    if not isinstance(dim, int) or not 1 <= dim <= x.shape[-1]:
+    if not isinstance(dim, int) or isinstance(dim, bool) or not 1 <= dim <= x.shape[-1]:
         raise ValueError(f"dim must be an integer from 1 to {x.shape[-1]}, the size of the ambient space, got {dim!r}")
     error = (projection(x) - x).abs().max().item() if x.numel() else 0.0
     if not error <= 100 * torch.finfo(x.dtype).eps * (1 + float(x.detach().abs().max()) if x.numel() else 1.0):
@@ -50,7 +50,11 @@ def log_volume_ratio(function: Map, x: Tensor, projection: Map, dim: int) -> tup
         return value, value
 
     rows = x.reshape(-1, x.shape[-1])
+    if not len(rows):
+        return x.new_zeros(x.shape), x.new_zeros(x.shape[:-1])
     jacobian, values = torch.func.vmap(torch.func.jacrev(one, has_aux=True))(rows)
+    if values.shape[-1] < dim:
+        raise ValueError(f"function must give values of {dim} dimensions at least, the dim of the manifold, got {values.shape[-1]}")
     projector = torch.func.vmap(torch.func.jacrev(projection))(rows)
     with torch.no_grad():
         basis = torch.linalg.svd(projector)[0][..., :dim]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .mlp import MLP, check_hidden_dims, check_positive
 
-_GAIN = 5.0
+_GAIN = 15.0
 
 #: Gradient ``(*, D)`` of a potential, and its Hessian ``(*, D, D)`` or None.
 GradientAndHessian = Callable[[Tensor, bool], tuple[Tensor, Tensor | None]]

@@ -52,7 +52,8 @@ def damped_newton(
         [1.0, 2.0]
     """
     with torch.no_grad():
-        root, converged, jacobian = _search(function, target, start.expand(target.shape), max_iterations)
+        root, converged, jacobian = _search(function, target.detach(), start.detach().expand(target.shape), max_iterations)
+        root, jacobian = root.detach(), jacobian.detach()  # no_grad does not keep tangents of forward mode off
         if is_eager() and not bool(converged.all()):
             residual = (function(root)[0] - target).abs().amax(-1)[~converged]
             raise RuntimeError(
@@ -60,10 +61,12 @@ def damped_newton(
                 f"(largest residual {float(residual.max()):.3g}); check that inputs are of ordinary size, or use float64"
             )
         root = root.masked_fill(~converged[..., None], torch.nan)
+        # A product, for torch's solve is wrong under vmap of forward mode; only gradients see it.
+        inverse = torch.linalg.inv_ex(jacobian)[0]
     # Two steps with the Jacobian held fixed: the first makes first derivatives right, the second second ones.
     for _ in range(2):
         found = function(root)[0] if value is None else value(root)
-        step = torch.linalg.solve(jacobian, (found - target)[..., None])[..., 0]
+        step = (inverse @ (found - target)[..., None])[..., 0]
         root = root - (step - step.detach())
     return root
 

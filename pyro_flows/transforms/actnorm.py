@@ -55,6 +55,8 @@ class ActNorm(FlowTransform):
         """
         if x.dim() < 2 or x.shape[-1] != self.input_dim or x.shape[:-1].numel() < 2:
             raise ValueError(f"x must hold at least two points of shape (*, {self.input_dim}), got shape {tuple(x.shape)}")
+        if direction not in ("forward", "inverse"):
+            raise ValueError(f'direction must be "forward" or "inverse", got {direction!r}')
         rows = x.reshape(-1, self.input_dim).to(self.bias)
         mean, scale = rows.mean(0), rows.std(0)
         usable = torch.isfinite(rows).all(0) & (scale > torch.finfo(rows.dtype).eps * mean.abs())
@@ -69,12 +71,14 @@ class ActNorm(FlowTransform):
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return :math:`y` of shape ``(*, D)`` and the log-determinant of shape ``(*)``."""
         if self._waiting:
+            self._waiting = False  # also where it stands twice in a flow
             self.initialize(x)
         return x * self.log_scale.exp() + self.bias, self.log_scale.sum(-1).expand(x.shape[:-1])
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return :math:`x` of shape ``(*, D)`` and the log-determinant of the inverse, shape ``(*)``."""
         if self._waiting:
+            self._waiting = False
             self.initialize(y, "inverse")
         return (y - self.bias) * (-self.log_scale).exp(), -self.log_scale.sum(-1).expand(y.shape[:-1])
 

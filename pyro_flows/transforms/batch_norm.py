@@ -59,6 +59,11 @@ class BatchNorm(FlowTransform):
         self.register_buffer("mean", torch.zeros(input_dim))
         self.register_buffer("variance", torch.full((input_dim,), 1 - eps))
 
+    @property
+    def caches(self) -> bool:
+        """Not in training mode, in which the two directions are not each other's inverse."""
+        return not self.training
+
     def extra_repr(self) -> str:
         return f"{self.input_dim}, momentum={self.momentum}, eps={self.eps}"
 

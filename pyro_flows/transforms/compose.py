@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from torch import Tensor, nn
-from torch.distributions import constraints
 
 from ..solvers.mode import takes_closed_forms
 from .column_transform import ColumnTransform, Step, run_stack
 from .core import FlowTransform, Inverse
+from .supports import takes
 
 
 class Compose(FlowTransform):
@@ -44,7 +44,7 @@ class Compose(FlowTransform):
                     f"parts[{i}] takes events of shape {tuple(part.event_shape)}, parts[{i - 1}] gives "
                     f"{tuple(parts[i - 1].output_shape)}; they must agree"
                 )
-            if i and not _takes(part.domain, parts[i - 1].codomain):
+            if i and not takes(part.domain, parts[i - 1].codomain):
                 raise ValueError(
                     f"parts[{i}], {type(part).__name__}, takes values in {part.domain}, parts[{i - 1}] gives values in "
                     f"{parts[i - 1].codomain}; put a transform between, such as TorchTransform(constraint, shape)"
@@ -63,6 +63,10 @@ class Compose(FlowTransform):
         self.inverse_kind = "solved" if any(part.inverse_kind == "solved" for part in parts) else "closed"
         cheap = {part.cheap_direction for part in parts} - {"both"}
         self.cheap_direction = cheap.pop() if len(cheap) == 1 else "both"
+
+    @property
+    def caches(self) -> bool:
+        return all(part.caches for part in self.parts)
 
     def __iter__(self) -> Iterator[FlowTransform]:
         return iter(self.parts)  # type: ignore[arg-type]
@@ -117,20 +121,6 @@ class Compose(FlowTransform):
         for part in self.parts:
             sign = sign * part.sign  # type: ignore[assignment, operator]
         return sign
-
-
-def _takes(domain: constraints.Constraint, codomain: constraints.Constraint) -> bool:
-    """Whether values in the one are in the other: the domain is everything, or both are of one kind with the same bounds."""
-    wanted, given = _bare(domain), _bare(codomain)
-    if isinstance(wanted, type(constraints.real)):
-        return True
-    return type(wanted) is type(given) and {**vars(wanted)} == {**vars(given)}
-
-
-def _bare(constraint: constraints.Constraint) -> constraints.Constraint:
-    while isinstance(constraint, constraints.independent):
-        constraint = constraint.base_constraint
-    return constraint
 
 
 def flattened(transform: FlowTransform, inverse: bool) -> Iterator[tuple[FlowTransform, bool]]:

@@ -216,6 +216,11 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
         """Sign of the Jacobian determinant: 1 unless a subclass says otherwise."""
         return 1
 
+    @property
+    def caches(self) -> bool:
+        """Whether a pass may be remembered: not where it depends on more than parameters, buffers and modes tell."""
+        return True
+
     def condition(self, context: Tensor) -> FlowTransform:
         """The transform at a given context, without need of one.
 
@@ -298,7 +303,7 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
         return tuple(key)
 
     def _can_cache(self, *tensors: Tensor | None) -> bool:
-        if not self.bijective or not is_eager() or torch.is_inference_mode_enabled():
+        if not self.bijective or not self.caches or not is_eager() or torch.is_inference_mode_enabled():
             return False
         return not any(tensor is not None and tensor.is_inference() for tensor in tensors)
 
@@ -460,7 +465,7 @@ class Inverse(FlowTransform):
     def __init__(self, transform: FlowTransform) -> None:
         if not isinstance(transform, FlowTransform):
             raise ValueError(f"transform must be a FlowTransform, got {type(transform).__name__}")
-        super().__init__(transform.input_dim, transform.context_dim)
+        super().__init__(transform.output_shape.numel(), transform.context_dim)
         self.transform = transform
         self.event_shape, self.output_shape = transform.output_shape, transform.event_shape
         self.domain = transform.codomain
@@ -480,6 +485,10 @@ class Inverse(FlowTransform):
     @property
     def inv(self) -> FlowTransform:
         return self.transform
+
+    @property
+    def caches(self) -> bool:
+        return self.transform.caches
 
     @property
     def sign(self) -> int | Tensor:
@@ -535,6 +544,10 @@ class Conditioned(FlowTransform):
 
     def forward_with_score(self, x: Tensor, score: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         return self.transform.forward_with_score(x, score, self.context)
+
+    @property
+    def caches(self) -> bool:
+        return self.transform.caches
 
     @property
     def sign(self) -> int | Tensor:

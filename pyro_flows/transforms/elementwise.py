@@ -11,6 +11,7 @@ from torch.distributions import constraints
 
 from .column_transform import ColumnTransform, Needs, Record
 from .context_parameters import ContextParameters
+from .supports import is_real
 from .univariate.base import UnivariateMap
 from .univariate.closed_form import ClosedFormMap, MappedPoints
 
@@ -42,7 +43,7 @@ class Elementwise(ColumnTransform):
         super().__init__(input_dim, context_dim)
         self.univariate = check_univariate(univariate)
         self.inverse_kind = univariate.inverse_kind
-        if univariate.codomain is not constraints.real:
+        if not is_real(univariate.codomain):
             self.codomain = constraints.independent(univariate.codomain, 1)
         self.conditioner: ContextParameters | None = None
         if univariate.param_count:

@@ -12,6 +12,7 @@ from torch.distributions import constraints
 from pyro_flows.solvers.mode import is_eager
 
 from .core import FlowTransform
+from .supports import check_event_shape
 
 
 class LogitPreprocessing(FlowTransform):
@@ -37,7 +38,7 @@ class LogitPreprocessing(FlowTransform):
     """
 
     def __init__(self, event_shape: Sequence[int], alpha: float = 0.05) -> None:
-        shape = torch.Size(event_shape)
+        shape = check_event_shape(event_shape)
         super().__init__(math.prod(shape))
         if not 0 <= alpha < 0.5:
             raise ValueError(f"alpha must be from 0 to below 0.5, got {alpha}")

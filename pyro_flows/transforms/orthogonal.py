@@ -72,7 +72,7 @@ class Orthogonal(FlowTransform):
         if self.method == "exponential":
             return torch.linalg.matrix_exp(skew)
         eye = torch.eye(self.input_dim, dtype=skew.dtype, device=skew.device)
-        return torch.linalg.solve(eye - skew, eye + skew)
+        return torch.linalg.inv(eye - skew) @ (eye + skew)  # torch's solve is wrong under vmap of forward mode
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return :math:`y` of shape ``(*, D)`` and zeros of shape ``(*)``."""

@@ -42,6 +42,15 @@ class PerPixel(FlowTransform):
         self.event_shape = self.output_shape = shape
         self.domain = self.codomain = IMAGE
 
+    @property
+    def caches(self) -> bool:
+        return self.transform.caches
+
+    @property
+    def sign(self) -> int | Tensor:
+        """That of the transform to the power of the number of pixels."""
+        return self.transform.sign ** (self.event_shape[1] * self.event_shape[2])
+
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return :math:`y` of shape ``(*, C, H, W)`` and the log-determinant of shape ``(*)``."""
         return self._mapped(x, context, False)

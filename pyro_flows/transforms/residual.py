@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..nn.contractive import Contraction, ContractiveNetwork
-from ..solvers import damped_newton, fixed_point
+from ..solvers import damped_newton, fixed_point, is_eager, log_abs_det
 from .core import FlowTransform
 
 #: Number of variables up to which the Jacobian is a matrix unless told otherwise.
@@ -119,6 +119,10 @@ class Residual(FlowTransform):
     def _solved(self, map_: Contraction, y: Tensor) -> Tensor:
         one = 1 + map_.linear
         if self.log_det_kind == "estimate":
+            if not is_eager():
+                raise RuntimeError(
+                    'the inverse with log_det="estimate" runs in eager mode only, not under torch.func or compilation'
+                )
 
             def product(x: Tensor, v: Tensor) -> Tensor:
                 with torch.enable_grad():
@@ -153,4 +157,4 @@ def log_det_near_one(jacobian: Tensor) -> Tensor:
         a, b, c, d = (jacobian[..., i, j] for i in range(2) for j in range(2))
         return (a + d + a * d - b * c).log1p()
     eye = torch.eye(jacobian.shape[-1], dtype=jacobian.dtype, device=jacobian.device)
-    return torch.linalg.slogdet(eye + jacobian)[1]
+    return log_abs_det(eye + jacobian)

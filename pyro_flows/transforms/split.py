@@ -47,6 +47,10 @@ class Split(FlowTransform):
         self.univariate = Affine(log_scale_bound=3.0)
         self.network = ConvNet(channels, channels * self.univariate.param_count, hidden_channels, 1, transform.context_dim)
 
+    @property
+    def caches(self) -> bool:
+        return self.transform.caches
+
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return :math:`y` of shape ``(*, 2 C, H, W)`` and the log-determinant of shape ``(*)``."""
         first, second = x.chunk(2, -3)

@@ -6,11 +6,12 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
-from torch.distributions import Transform, biject_to
+from torch import Tensor, nn
+from torch.distributions import ComposeTransform, Transform, biject_to
 from torch.distributions.constraints import Constraint, independent
 
 from .core import FlowTransform
+from .supports import check_event_shape
 
 
 class TorchTransform(FlowTransform):
@@ -35,7 +36,7 @@ class TorchTransform(FlowTransform):
     def __init__(self, transform: Transform | Constraint, event_shape: Sequence[int]) -> None:
         constraint = transform if isinstance(transform, Constraint) else None
         transform = biject_to(constraint) if constraint is not None else transform
-        shape = torch.Size(event_shape)
+        shape = check_event_shape(event_shape)
         super().__init__(math.prod(shape))
         if not isinstance(transform, Transform) or not transform.bijective:
             raise ValueError(
@@ -51,6 +52,18 @@ class TorchTransform(FlowTransform):
         self.domain = _of_events(transform.domain, len(self.event_shape))
         # What biject_to composes says less of where its values are than the constraint does.
         self.codomain = _of_events(transform.codomain if constraint is None else constraint, len(self.output_shape))
+
+    @property
+    def caches(self) -> bool:
+        """Only what is a module: of other transforms, tensors may change unseen."""
+        return isinstance(self.transform, nn.Module)
+
+    @property
+    def sign(self) -> int | Tensor:
+        """That of the transform; of elementwise ones it counts for each entry."""
+        sign = self.transform.sign if not isinstance(self.transform, ComposeTransform) or self.transform.parts else 1
+        elementwise = self.transform.domain.event_dim == 0
+        return sign ** self.event_shape.numel() if elementwise and not isinstance(sign, Tensor) else sign
 
     def extra_repr(self) -> str:
         return f"{self.transform}, event_shape={tuple(self.event_shape)}"

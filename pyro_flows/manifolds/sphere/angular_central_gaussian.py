@@ -50,7 +50,9 @@ class AngularCentralGaussian(TorchDistribution):  # type: ignore[misc]
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> AngularCentralGaussian:
         """The same with another batch shape."""
         n = self.event_shape[0]
-        return AngularCentralGaussian(self.scale_tril.expand(*batch_shape, n, n), validate_args=False)
+        new = AngularCentralGaussian(self.scale_tril.expand(*batch_shape, n, n), validate_args=False)
+        new._validate_args = self._validate_args
+        return new
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Draws ``(*sample_shape, *batch_shape, n)``, with gradient."""

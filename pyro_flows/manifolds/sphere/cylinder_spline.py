@@ -92,13 +92,14 @@ class CylinderSpline(SphereTransform):
             ring = parts[..., :d].norm(dim=-1) / length
             map_ = self.height.inverse_and_log_det if inverse else self.height.forward_and_log_det
             new, log_slope = map_(h, self.height.split(raw))
-            new = new.clamp(-1, 1)
-            new_ring = ((1 - new) * (1 + new)).clamp(min=tiny).sqrt()
-            # At a pole the ratio of the rings is the root of the slope there.
-            eps = 4 * torch.finfo(at.dtype).eps
-            at_pole = (ring < eps) | (new_ring < eps)
-            ratio = torch.where(at_pole, torch.ones_like(ring), new_ring) / torch.where(at_pole, torch.ones_like(ring), ring)
-            log_ring = torch.where(at_pole, 0.5 * log_slope, ratio.log())
+            # The distance to a pole, to all its digits; near the pole a spline is the line of its slope there.
+            gap = ring.square() / (1 + h.abs())
+            near = gap < 0.1 * torch.finfo(at.dtype).eps ** 0.5
+            new_gap = torch.where(near, log_slope.exp() * gap, 1 - new.abs()).clamp(0, 1)
+            new = torch.where(near, torch.sign(h) * (1 - new_gap), new).clamp(-1, 1)
+            new_ring = torch.where(near, new_gap * (2 - new_gap), (1 - new) * (1 + new)).clamp(min=tiny**2).sqrt()
+            ratio = torch.where(near, torch.ones_like(ring), new_ring) / torch.where(near, torch.ones_like(ring), ring)
+            log_ring = torch.where(near, 0.5 * log_slope, ratio.log())
             log_ratio = log_ratio + log_slope + (d - 2) * log_ring
             given = _below(parts, tiny)
             made = torch.cat([new_ring[..., None] * made, new[..., None]], -1)

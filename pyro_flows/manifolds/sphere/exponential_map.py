@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_flows.nn.mlp import check_positive
-from pyro_flows.solvers import damped_newton
+from pyro_flows.solvers import damped_newton, log_abs_det
 from pyro_flows.transforms.context_parameters import ContextParameters
 
 from .base import SphereTransform
@@ -79,10 +79,10 @@ class ExponentialMap(SphereTransform):
 
         if not inverse:
             value, jacobian = _step(at, centres, sharpness, weights)
-            return value, torch.linalg.slogdet(jacobian)[1]
+            return value, log_abs_det(jacobian)
         x = damped_newton(value_and_jacobian, at, at.detach(), value=lambda x: value_and_jacobian(x)[0])
         x = x / x.norm(dim=-1, keepdim=True)
-        return x, -torch.linalg.slogdet(_step(x, centres, sharpness, weights)[1])[1]
+        return x, -log_abs_det(_step(x, centres, sharpness, weights)[1])
 
 
 def _step(x: Tensor, centres: Tensor, sharpness: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

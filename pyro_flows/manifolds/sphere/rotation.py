@@ -35,6 +35,11 @@ class Rotation(SphereTransform):
             )
         self.register_buffer("matrix", matrix.detach().clone())
 
+    @property
+    def sign(self) -> int:
+        """Minus one for a reflection."""
+        return 1 if float(torch.linalg.det(self.matrix)) > 0 else -1
+
     def on_sphere(self, at: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor]:
         y = at @ (self.matrix if inverse else self.matrix.mT)
         return y / y.norm(dim=-1, keepdim=True), at.new_zeros(at.shape[:-1])

@@ -12,6 +12,8 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_flows.solvers.mode import is_eager
+
 from .geometry import SPHERE, any_frame, check_ambient_dim, check_on_sphere, log_area, project_to_sphere
 
 
@@ -50,6 +52,8 @@ class VonMisesFisher(TorchDistribution):  # type: ignore[misc]
     has_rsample = True
 
     def __init__(self, loc: Tensor, concentration: Tensor | float, *, validate_args: bool | None = None) -> None:
+        if not isinstance(loc, Tensor) or not loc.is_floating_point():
+            raise ValueError(f"loc must be a floating-point tensor of unit vectors (*, n), got {loc!r}")
         check_ambient_dim(loc.shape[-1] if loc.dim() else 0, "the last dimension of loc")
         concentration = torch.as_tensor(concentration, dtype=loc.dtype, device=loc.device)
         batch = torch.broadcast_shapes(loc.shape[:-1], concentration.shape)
@@ -57,11 +61,15 @@ class VonMisesFisher(TorchDistribution):  # type: ignore[misc]
         super().__init__(batch, loc.shape[-1:], validate_args=validate_args)
         if self._validate_args:
             check_on_sphere(loc, "loc")
+            if is_eager() and not bool(torch.isfinite(concentration).all()):
+                raise ValueError("concentration must be finite; a point mass has no density")
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> VonMisesFisher:
         """The same with another batch shape."""
         loc = self.loc.expand(*batch_shape, -1)
-        return VonMisesFisher(loc, self.concentration.expand(torch.Size(batch_shape)), validate_args=False)
+        new = VonMisesFisher(loc, self.concentration.expand(torch.Size(batch_shape)), validate_args=False)
+        new._validate_args = self._validate_args
+        return new
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density ``(*)`` with regard to area, at unit vectors ``(*, n)``."""
@@ -74,9 +82,10 @@ class VonMisesFisher(TorchDistribution):  # type: ignore[misc]
     @property
     def mean_resultant_length(self) -> Tensor:
         """Length of the mean vector, ``(*)``, the ratio of two Bessel functions."""
-        kappa = self.concentration.detach().clone().requires_grad_()
+        keep = self.concentration.requires_grad
+        kappa = self.concentration.view_as(self.concentration) if keep else self.concentration.detach().clone().requires_grad_()
         with torch.enable_grad():
-            (slope,) = torch.autograd.grad(log_normaliser(kappa, self.event_shape[0]).sum(), kappa)
+            (slope,) = torch.autograd.grad(log_normaliser(kappa, self.event_shape[0]).sum(), kappa, create_graph=keep)
         return 1 + slope
 
     @property
@@ -94,15 +103,18 @@ class VonMisesFisher(TorchDistribution):  # type: ignore[misc]
         shape = torch.Size(sample_shape) + self.batch_shape
         kappa = self.concentration.expand(shape)
         if n == 3:
-            kappa = kappa.clamp(min=1e-20)
-            gap = -torch.log1p(torch.rand_like(kappa) * torch.expm1(-2 * kappa)) / kappa
+            u = torch.rand_like(kappa)
+            small = kappa < 1e-2
+            safe = torch.where(small, torch.ones_like(kappa), kappa)
+            series = 2 * u * (1 - kappa * (1 - u) + kappa.square() * (2 / 3 - 2 * u + 4 / 3 * u.square()))
+            gap = torch.where(small, series, -torch.log1p(u * torch.expm1(-2 * safe)) / safe)
         elif self.concentration.requires_grad and torch.is_grad_enabled():
             raise ValueError(f"concentration has a gradient, which draws for n = {n} do not carry; only those for n = 3 do")
         else:
             gap = _rejection(kappa, n)
         gap = gap.clamp(0, 2)
         around = project_to_sphere(torch.randn(*shape, n - 1, dtype=kappa.dtype, device=kappa.device))
-        tangential = (gap * (2 - gap)).sqrt()[..., None] * around
+        tangential = (gap * (2 - gap)).clamp(min=torch.finfo(gap.dtype).tiny).sqrt()[..., None] * around
         rotated = any_frame(self.loc) @ torch.cat([tangential, (1 - gap)[..., None]], -1)[..., None]
         return project_to_sphere(rotated[..., 0])
 

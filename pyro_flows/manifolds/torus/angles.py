@@ -85,7 +85,7 @@ def wrapped(value: Tensor, is_circle: Tensor) -> Tensor:
         tensor([-2.2832,  4.0000])
     """
     turned = value - 2 * math.pi * torch.floor((value + math.pi) / (2 * math.pi))
-    return torch.where(is_circle, turned, value)
+    return torch.where(is_circle, turned.clamp(-math.pi, math.pi), value)
 
 
 def features(value: Tensor, is_circle: Sequence[bool]) -> Tensor:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from pyro_flows.solvers.mode import is_eager
+
 from ...nn.mlp import MLP
 from .base import Surjection
 from .noise import joined
@@ -49,6 +51,8 @@ class Abs(Surjection):
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return absolute values ``(*, D)`` and the log-probability of the signs ``(*)``."""
+        if is_eager() and bool((y == 0).any()):
+            raise ValueError("y has exact zeros, which have no sign; drop these rows, or add noise of the size of their rounding")
         x = y.abs()
         logits = self._logits(x, context)
         return x, nn.functional.logsigmoid(torch.where(y < 0, -logits, logits)).sum(-1)

@@ -12,6 +12,7 @@ from torch.distributions import constraints
 from pyro_flows.solvers.mode import is_eager
 
 from ..core import FlowTransform
+from ..supports import check_event_shape
 from .base import Surjection
 from .noise import FlowNoise, joined
 
@@ -61,7 +62,7 @@ class Dequantization(Surjection):
         *,
         noise: FlowTransform | None = None,
     ) -> None:
-        shape = torch.Size(event_shape)
+        shape = check_event_shape(event_shape)
         super().__init__(math.prod(shape), context_dim)
         if num_bins is not None and (not isinstance(num_bins, int) or isinstance(num_bins, bool) or num_bins < 2):
             raise ValueError(f"num_bins must be an integer of at least 2, or None, got {num_bins!r}")
@@ -97,10 +98,13 @@ class Dequantization(Surjection):
             softplus = nn.functional.softplus
             log_slope = (-softplus(raw) - softplus(-raw)).reshape(*batch, -1).sum(-1)
             u, contribution = raw.sigmoid(), log_slope - log_prob
+        # Rounding must not carry a latent out of its cell, nor to the ends of the unit interval.
         if self.num_bins is None:
-            return y + u, contribution
-        # Rounding must not carry a latent into the next cell.
-        x = torch.minimum((y + u) / self.num_bins, torch.nextafter((y + 1) / self.num_bins, y))
+            return torch.minimum(y + u, torch.nextafter(y + 1, y)), contribution
+        eps = torch.finfo(y.dtype).eps
+        low, high = y / self.num_bins, (y + 1) / self.num_bins
+        x = torch.minimum((y + u) / self.num_bins, high * (1 - 2 * eps))
+        x = torch.maximum(x, (low * (1 + 2 * eps)).clamp(min=0.5 * eps))
         return x, contribution - self.input_dim * math.log(self.num_bins)
 
     def _check_values(self, y: Tensor) -> None:

@@ -42,6 +42,8 @@ class FlowNoise(nn.Module):
                 else type(transform).__name__
             )
             raise ValueError(f"{name} must be a transform of {dim} variables with context_dim={context_dim}, got {what}")
+        if not transform.bijective or transform.event_shape != transform.output_shape:
+            raise ValueError(f"{name} must be a bijection that keeps the shape of events, got {type(transform).__name__}")
         self.transform = transform
 
     def draw(self, context: Tensor | None, batch: torch.Size | None = None, like: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,8 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
+from pyro_flows.solvers.mode import is_eager
+
 from .base import Surjection
 
 
@@ -38,4 +40,7 @@ class Sort(Surjection):
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return sorted values ``(*, D)`` and the log-probability of their order ``(*)``."""
-        return y.sort(-1).values, y.new_full(y.shape[:-1], -math.lgamma(self.input_dim + 1))
+        x = y.sort(-1).values
+        if is_eager() and bool((x.diff(dim=-1) == 0).any()):
+            raise ValueError("y has ties, which have no order; drop these rows, or add noise of the size of their rounding")
+        return x, y.new_full(y.shape[:-1], -math.lgamma(self.input_dim + 1))
