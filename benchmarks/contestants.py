@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 import pyro_flows as pf
+from benchmarks.kept_rows import run_and_keep
 from pyro_flows import flows
 
 BATCH = 256
@@ -106,3 +108,17 @@ def train(module: nn.Module, log_prob: LogProb, data: Tensor, seconds: float, lr
         module.load_state_dict(state)
     module.eval()
     return steps
+
+
+def keep_trainings(
+    options: argparse.Namespace, fields: Sequence[str], run: Callable[[str, str, int], Mapping[str, object]]
+) -> list[dict[str, str]]:
+    """The rows of all data sets, contestants and seeds that the command line asks for, made where they are missing."""
+    return run_and_keep(
+        options.csv,
+        fields,
+        ("data", "flow", "seed"),
+        [(data, name, seed) for seed in range(options.seeds) for data in options.data for name in options.flows],
+        run,
+        lambda row: f"{row['data']:<14} {row['flow']:<22} {row['steps']:>6} steps {row['nats']:>9.3f} nats",
+    )

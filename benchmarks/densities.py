@@ -19,8 +19,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.contestants import CONTESTANTS, LogProb, train
-from benchmarks.kept_rows import run_and_keep
+from benchmarks.contestants import CONTESTANTS, LogProb, keep_trainings, train
 from pyro_flows import flows
 
 COUNT = 20_000
@@ -152,14 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--picture", type=Path, help="draw the densities of the best of ours here")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    rows = run_and_keep(
-        options.csv,
-        FIELDS,
-        ("data", "flow", "seed"),
-        [(data, name, seed) for seed in range(options.seeds) for data in options.data for name in options.flows],
-        lambda data, name, seed: run(data, name, seed, options.seconds, options.lr),
-        lambda row: f"{row['data']:<14} {row['flow']:<22} {row['steps']:>6} steps {row['nats']:>9.3f} nats",
-    )
+    rows = keep_trainings(options, FIELDS, lambda data, name, seed: run(data, name, seed, options.seconds, options.lr))
     print(table(rows))
     if options.picture:
         picture(options.picture, rows, options.seconds, options.lr)

@@ -28,7 +28,7 @@ import pyro_flows as pf
 from benchmarks.kept_rows import run_and_keep
 from pyro_flows.diagnostics import plot_globe
 from pyro_flows.distributions import sphere_mixture
-from pyro_flows.distributions.sphere_mixture import spherical_k_means
+from pyro_flows.distributions.k_means import k_means
 from pyro_flows.manifolds import project_to_sphere
 from pyro_flows.manifolds.sphere import log_area, log_normaliser
 
@@ -86,9 +86,7 @@ def vmf_mixture(train: Tensor, validation: Tensor, test: Tensor, counts: Sequenc
     best = ("", math.inf, math.inf)
     for count in counts:
         for seed in range(2):
-            centres, group = spherical_k_means(train, count, seed)
-            weights = torch.nn.functional.one_hot(group, count).double()
-            kappa, log_pi = torch.full((count,), 10.0, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
+            weights = torch.nn.functional.one_hot(k_means(train, count, seed), count).double()
             for _ in range(200):
                 total = weights.mT @ train
                 mass = weights.sum(0).clamp(min=1e-6)

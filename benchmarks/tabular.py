@@ -22,8 +22,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.contestants import CONTESTANTS, train
-from benchmarks.kept_rows import run_and_keep
+from benchmarks.contestants import CONTESTANTS, keep_trainings, train
 from pyro_flows import flows
 
 DIAMONDS = Path(__file__).resolve().parents[2] / "shared" / "data" / "posteriordb" / "data" / "diamonds.json.zip"
@@ -113,14 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--csv", type=Path, default=Path("tabular.csv"), help="where rows are kept (default tabular.csv)")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    rows = run_and_keep(
-        options.csv,
-        FIELDS,
-        ("data", "flow", "seed"),
-        [(data, name, seed) for seed in range(options.seeds) for data in options.data for name in options.flows],
-        lambda data, name, seed: run(data, name, seed, options.seconds, options.lr),
-        lambda row: f"{row['data']:<14} {row['flow']:<22} {row['steps']:>6} steps {row['nats']:>9.3f} nats",
-    )
+    rows = keep_trainings(options, FIELDS, lambda data, name, seed: run(data, name, seed, options.seconds, options.lr))
     print(table(rows))
 
 

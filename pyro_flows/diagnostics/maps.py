@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .canvas import new_figure, saved
+
 _PART = 4096
 
 
@@ -21,6 +23,7 @@ def plot_globe(
     title: str = "",
     num_cells: int = 180,
     dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
     path: str | Path | None = None,
 ) -> Any:
     """Density on the sphere :math:`S^2` in Mollweide's projection, which keeps areas.
@@ -34,6 +37,7 @@ def plot_globe(
         title: Title.
         num_cells: Number of cells from pole to pole.
         dtype: Of the unit vectors that ``log_prob`` gets; torch's default if None.
+        device: Where it gets them.
         path: Where to write the picture; None to write none.
 
     Returns:
@@ -48,23 +52,20 @@ def plot_globe(
         >>> len(figure.axes)
         2
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    if not isinstance(num_cells, int) or num_cells < 1:
-        raise ValueError(f"num_cells must be a positive integer, got {num_cells!r}")
-    if points is not None and (points.dim() != 2 or points.shape[1] != 3):
-        raise ValueError(f"points must have shape (M, 3), got {tuple(points.shape)}")
-    latitude = (torch.arange(num_cells, dtype=dtype or torch.get_default_dtype()) + 0.5) * math.pi / num_cells - math.pi / 2
-    longitude = (torch.arange(2 * num_cells, dtype=latitude.dtype) + 0.5) * math.pi / num_cells - math.pi
+    _check(num_cells, points, 3)
+    latitude = (
+        torch.arange(num_cells, dtype=dtype or torch.get_default_dtype(), device="cpu") + 0.5
+    ) * math.pi / num_cells - math.pi / 2
+    longitude = (torch.arange(2 * num_cells, dtype=latitude.dtype, device="cpu") + 0.5) * math.pi / num_cells - math.pi
     ring = latitude.cos()[:, None]
     grid = torch.stack(
         [ring * longitude.cos(), ring * longitude.sin(), latitude.sin()[:, None].expand(-1, 2 * num_cells)], -1
     ).reshape(-1, 3)
     grid = grid / grid.norm(dim=-1, keepdim=True)
-    values = torch.cat([log_prob(part) for part in grid.split(_PART)]).reshape(num_cells, -1) + math.log(4 * math.pi)
-    figure = Figure(figsize=(9, 5), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    values = torch.cat([log_prob(part.to(device)).cpu() for part in grid.split(_PART)]).reshape(num_cells, -1) + math.log(
+        4 * math.pi
+    )
+    figure = new_figure(9, 5)
     axis = figure.add_subplot(projection="mollweide")
     highest = float(values.nan_to_num(-math.inf).max())
     if not math.isfinite(highest):
@@ -72,7 +73,7 @@ def plot_globe(
     mesh = axis.pcolormesh(
         longitude.numpy(),
         latitude.numpy(),
-        values.numpy(),
+        values.reshape(num_cells, -1).numpy(),
         cmap="viridis",
         vmin=highest - math.log(1000) if highest > 1e-3 else -1.0,
         vmax=highest if highest > 1e-3 else 1.0,
@@ -86,9 +87,7 @@ def plot_globe(
     axis.grid(color="#e9eaed", linewidth=0.3)
     axis.set_title(title, loc="left", fontweight="bold")
     figure.colorbar(mesh, ax=axis, shrink=0.7, label="log density, uniform = 0")
-    if path is not None:
-        figure.savefig(path, dpi=110)
-    return figure
+    return saved(figure, path)
 
 
 @torch.no_grad()
@@ -99,6 +98,7 @@ def plot_torus(
     title: str = "",
     num_cells: int = 200,
     dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
     path: str | Path | None = None,
 ) -> Any:
     r"""Density on the torus, of two angles from :math:`-\pi` to :math:`\pi`.
@@ -109,6 +109,7 @@ def plot_torus(
         title: Title.
         num_cells: Number of cells of each angle.
         dtype: Of the angles that ``log_prob`` gets; torch's default if None.
+        device: Where it gets them.
         path: Where to write the picture; None to write none.
 
     Returns:
@@ -122,18 +123,13 @@ def plot_torus(
         >>> len(plot_torus(UniformTorus(2).log_prob, num_cells=10).axes)
         2
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    if not isinstance(num_cells, int) or num_cells < 1:
-        raise ValueError(f"num_cells must be a positive integer, got {num_cells!r}")
-    if points is not None and (points.dim() != 2 or points.shape[1] != 2):
-        raise ValueError(f"points must have shape (M, 2), got {tuple(points.shape)}")
-    angle = (torch.arange(num_cells, dtype=dtype or torch.get_default_dtype()) + 0.5) * 2 * math.pi / num_cells - math.pi
+    _check(num_cells, points, 2)
+    angle = (
+        torch.arange(num_cells, dtype=dtype or torch.get_default_dtype(), device="cpu") + 0.5
+    ) * 2 * math.pi / num_cells - math.pi
     grid = torch.cartesian_prod(angle, angle)
-    values = torch.cat([log_prob(part) for part in grid.split(_PART)]).reshape(num_cells, num_cells).exp()
-    figure = Figure(figsize=(6, 5), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    values = torch.cat([log_prob(part.to(device)).cpu() for part in grid.split(_PART)]).reshape(num_cells, num_cells).exp()
+    figure = new_figure(6, 5)
     axis = figure.subplots()
     image = axis.imshow(values.T.numpy(), origin="lower", extent=(-math.pi, math.pi, -math.pi, math.pi), cmap="viridis", vmin=0)
     if points is not None:
@@ -143,6 +139,16 @@ def plot_torus(
     axis.set(xticks=ticks, xticklabels=labels, yticks=ticks, yticklabels=labels, xlabel="first angle", ylabel="second angle")
     axis.set_title(title, loc="left", fontweight="bold")
     figure.colorbar(image, ax=axis, shrink=0.8, label="density")
-    if path is not None:
-        figure.savefig(path, dpi=110)
-    return figure
+    return saved(figure, path)
+
+
+def _check(num_cells: int, points: Tensor | None, dim: int) -> None:
+    if not isinstance(num_cells, int) or num_cells < 1:
+        raise ValueError(f"num_cells must be a positive integer, got {num_cells!r}")
+    if points is not None and (points.dim() != 2 or points.shape[1] != dim):
+        raise ValueError(f"points must have shape (M, {dim}), got {tuple(points.shape)}")
+
+
+def _centres(count: int, length: float, dtype: torch.dtype | None) -> Tensor:
+    """Centres of cells of an interval about zero."""
+    return (torch.arange(count, dtype=dtype or torch.get_default_dtype(), device="cpu") + 0.5) * (length / count) - length / 2

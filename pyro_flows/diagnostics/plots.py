@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from .canvas import new_figure, saved
+
 _INK, _PALE, _GRID = "#2b2d33", "#73767d", "#e9eaed"
 _DRAWS, _REFERENCE = "#2a7f9e", "#d1495b"
 _POINTS = 4000
@@ -67,7 +69,7 @@ def plot_pairs(
     axes[0].set_ylabel(ylabel, color=_INK)
     if truth is not None:
         _legend(axes[-1], reference_label)
-    return _save(figure, path)
+    return saved(figure, path)
 
 
 def plot_weights(log_weights: Any, path: str | Path | None = None) -> Any:
@@ -102,7 +104,7 @@ def plot_weights(log_weights: Any, path: str | Path | None = None) -> Any:
     left_out = values.size - finite.size
     note = f", {left_out:,} of weight zero left out" if left_out else ""
     _title(axis, f"Log importance weights\nsd {centred.std():.3g} nats{note}")
-    return _save(figure, path)
+    return saved(figure, path)
 
 
 def plot_losses(losses: Sequence[float] | Tensor, path: str | Path | None = None) -> Any:
@@ -139,16 +141,12 @@ def plot_losses(losses: Sequence[float] | Tensor, path: str | Path | None = None
     axis.set_xlabel("step", color=_INK)
     axis.set_ylabel("negative ELBO, nats", color=_INK)
     _title(axis, f"Training\nnow {medians[-1]:.2f} nats")
-    return _save(figure, path)
+    return saved(figure, path)
 
 
 def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
-    """A figure with a canvas of its own, so that pyplot's state is left alone."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
+    """A figure with panels side by side, on the same axes."""
+    figure = new_figure(width, height)
     axes = figure.subplots(1, columns, sharex=True, sharey=True, squeeze=False)[0]
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
@@ -157,12 +155,6 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
         axis.grid(color=_GRID, linewidth=0.7)
         axis.set_axisbelow(True)
     return figure, axes
-
-
-def _save(figure: Any, path: str | Path | None) -> Any:
-    if path is not None:
-        figure.savefig(path, dpi=160)
-    return figure
 
 
 def _title(axis: Any, text: str) -> None:

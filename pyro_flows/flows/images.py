@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from ..transforms.actnorm import ActNorm
 from ..transforms.compose import Compose
 from ..transforms.core import FlowTransform
+from ..transforms.event_shape import check_image_shape
 from ..transforms.image_coupling import ImageCoupling
-from ..transforms.image_shape import check_image_shape
 from ..transforms.per_pixel import InvertibleConv1x1, PerPixel
 from ..transforms.split import Split
 from ..transforms.squeeze import Squeeze

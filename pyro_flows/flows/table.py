@@ -7,12 +7,19 @@ from typing import get_args
 from .registry import Event, info, names
 
 _IMAGE = (1, 28, 28)
+_DOMAINS = {
+    "vector": "real vectors",
+    "image": "images",
+    "sphere": "unit vectors",
+    "torus": "angles, numbers",
+    "simplex": "proportions",
+}
 
 HEADER = ("flow", "cheap direction", "inverse", "conditional", "domain", "smoothness", "parameters", "paper")
 
 
 def table(input_dim: int = 8) -> list[tuple[str, ...]]:
-    """A row for every registered flow: what it costs, how it inverts, what it is good for.
+    """A row for every registered flow: what it costs, how it inverts, where its values are.
 
     ``cheap direction``: ``forward`` draws in one pass, ``inverse`` scores in one. ``conditional``: whether it takes a context.
     ``smoothness``: how often the density can be differentiated. ``parameters``: with default options, without a context.
@@ -35,9 +42,7 @@ def table(input_dim: int = 8) -> list[tuple[str, ...]]:
         size = _IMAGE if of_image else input_dim
         flow = entry.factory(size)
         conditional = "yes" if entry.factory(size, 1).context_dim == 1 else "no"
-        domain = {"vector": "real vectors", "image": "images", "sphere": "unit vectors", "torus": "angles, numbers"}.get(
-            entry.event, "proportions"
-        )
+        domain = _DOMAINS[entry.event]
         count = f"{sum(parameter.numel() for parameter in flow.parameters()):,}" + (f" at {_IMAGE}" if of_image else "")
         rows.append((name, entry.cheap, entry.inverse, conditional, domain, entry.smoothness, count, entry.paper))
     return rows

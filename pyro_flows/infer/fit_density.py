@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from pyro_flows.distributions import FlowDistribution, FlowMixture
@@ -21,10 +21,9 @@ from pyro_flows.transforms.actnorm import initialize_actnorms
 from pyro_flows.transforms.supports import is_real
 
 from .maximum_likelihood import LikelihoodRun, check_likelihood_options, maximise_likelihood
+from .mixture_likelihood import expectation_maximisation, separate_members
 from .result import check_count, check_seed
 
-#: Steps that send alike members of a mixture apart.
-_SEPARATING_STEPS = 100
 #: Rows that are scored at once.
 _PART = 2048
 #: Rows from which quartiles are taken.
@@ -215,10 +214,10 @@ def fit_density(
             return -at.log_prob(points).mean()
 
         if isinstance(distribution, FlowMixture):
-            _separate(distribution, rows[0], lr)
+            separate_members(distribution, rows[0], lr)
         train, renew = rows, None
         if method == "em" and isinstance(distribution, FlowMixture):
-            train, loss, renew = _expectation_maximisation(distribution, rows[0])
+            train, loss, renew = expectation_maximisation(distribution, rows[0])
 
         began = time.monotonic()
         distribution.train()
@@ -242,51 +241,6 @@ def fit_density(
 
 def _members(distribution: FlowDistribution | FlowMixture) -> list[FlowDistribution]:
     return list(distribution.members) if isinstance(distribution, FlowMixture) else [distribution]  # type: ignore[arg-type]
-
-
-def _separate(mixture: FlowMixture, data: Tensor, lr: float) -> None:
-    """Send members that start alike, and would stay so, towards different groups of the data, those of k-means."""
-    with torch.no_grad():
-        some = data[:_PART]
-        terms = torch.stack([member.log_prob(some) for member in mixture.members])  # type: ignore[operator]
-        if len(terms) == 1 or bool((terms - terms[0]).abs().amax() > 1e-4 * (1 + terms.abs().amax())):
-            return
-    from scipy.cluster.vq import kmeans2
-
-    rows = data.flatten(1).double().cpu().numpy()
-    group = torch.as_tensor(kmeans2(rows / rows.std(0), len(terms), minit="++", seed=0)[1], device=data.device)
-    optimiser = torch.optim.Adam(mixture.members.parameters(), lr=max(lr, 1e-2))
-    for _ in range(_SEPARATING_STEPS):
-        loss = torch.zeros((), dtype=data.dtype, device=data.device)
-        for k, member in enumerate(mixture.members):
-            own = data[group == k]
-            if len(own):
-                loss = loss - member.log_prob(own[torch.randint(len(own), (64,), device=data.device)]).mean()  # type: ignore[operator]
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(list(mixture.members.parameters()), 5.0)
-        optimiser.step()
-
-
-def _expectation_maximisation(
-    mixture: FlowMixture, data: Tensor
-) -> tuple[tuple[Tensor, ...], Callable[..., Tensor], Callable[[], tuple[Tensor, ...]]]:
-    """Rows with responsibilities, the loss that these weigh (of rows without any, that of the mixture), and their renewal."""
-
-    @torch.no_grad()
-    def renew() -> tuple[Tensor, ...]:
-        weights = torch.cat([mixture.responsibilities(part) for part in data.split(_PART)], 1)
-        if isinstance(mixture.logits, nn.Parameter):
-            mixture.logits.copy_(weights.mean(1).clamp(min=1e-8).log())
-        return data, weights.mT
-
-    def loss(points: Tensor, *weights: Tensor) -> Tensor:
-        if not weights:
-            return -mixture.log_prob(points).mean()
-        terms = torch.stack([member.log_prob(points) for member in mixture.members], 1)  # type: ignore[operator]
-        return -(weights[0] * terms).sum(1).mean()
-
-    return renew(), loss, renew
 
 
 def _checked(name: str, rows: tuple[Tensor, ...], like: tuple[Tensor, ...] | None = None) -> tuple[Tensor, ...]:

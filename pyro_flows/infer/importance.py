@@ -10,9 +10,10 @@ import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
-from torch import Tensor
+from torch import Tensor, nn
 
-from pyro_flows.model.sites import is_deterministic, is_subsample
+from pyro_flows.guides.flow_guide import check_exact_density
+from pyro_flows.model.sites import innermost, is_deterministic, is_subsample
 
 from .particle_plate import why_not_together
 
@@ -32,7 +33,7 @@ class ElementWeights:
         plate: Name of the plate, or None for one weight of the whole joint density.
 
     Raises:
-        ValueError: If the weights are not defined; see :func:`evaluate_nll`.
+        ValueError: If the weights are not defined, see :func:`evaluate_nll`, or the guide's density is not exact.
 
     Example:
         >>> def model():
@@ -60,6 +61,9 @@ class ElementWeights:
         self._plate = plate
         self._fixed = Trace()
         guide_trace, model_trace = self._run()
+        for site in guide_trace.nodes.values():
+            if site["type"] == "sample" and isinstance(density := innermost(site["fn"]), nn.Module):
+                check_exact_density(density)
         for name, site in model_trace.nodes.items():
             if site["type"] == "sample" and is_subsample(site):
                 self._fixed.add_node(name, **site)

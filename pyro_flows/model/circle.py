@@ -10,19 +10,10 @@ from pyro.distributions import TransformModule
 from torch import Tensor
 from torch.distributions import constraints
 
-CIRCLE = constraints.interval(-math.pi, math.pi)
+from pyro_flows.manifolds.torus.angles import ANGLE, wrap
+
 _NUM_ANGLES = 24
 _MOST_ANGLES = 64
-
-
-def wrap(angle: Tensor) -> Tensor:
-    r"""An angle on :math:`[-\pi, \pi)`.
-
-    Example:
-        >>> round(wrap(torch.tensor(4.0)).item(), 4)
-        -2.2832
-    """
-    return torch.remainder(angle + math.pi, 2 * math.pi) - math.pi
 
 
 class CircleTransform(TransformModule):  # type: ignore[misc]
@@ -42,7 +33,7 @@ class CircleTransform(TransformModule):  # type: ignore[misc]
     """
 
     domain = constraints.real
-    codomain = CIRCLE
+    codomain = ANGLE
     bijective = True
     sign = 1
     centre: Tensor

@@ -12,8 +12,10 @@ from torch.distributions import biject_to, constraints
 from torch.distributions.transforms import IndependentTransform
 
 from pyro_flows.manifolds.sphere.geometry import SPHERE
+from pyro_flows.manifolds.torus.angles import ANGLE
+from pyro_flows.transforms.supports import is_kind
 
-from .circle import CIRCLE, CircleTransform
+from .circle import CircleTransform
 from .sphere import SphereChart
 
 Site = dict[str, Any]
@@ -63,7 +65,7 @@ def site_support(fn: Any) -> constraints.Constraint:
         -3.141592653589793
     """
     if is_circular(fn):
-        return constraints.independent(CIRCLE, fn.event_dim) if fn.event_dim else CIRCLE
+        return constraints.independent(ANGLE, fn.event_dim) if fn.event_dim else ANGLE
     return _without_mixture(fn.support)
 
 
@@ -102,13 +104,7 @@ def is_cut(fn: Any) -> bool:
         >>> is_cut(dist.VonMises(0.0, 1.0)), is_cut(dist.Normal(0.0, 1.0))
         (True, False)
     """
-    return is_circular(fn) or _is_sphere(fn.support)
-
-
-def _is_sphere(support: constraints.Constraint) -> bool:
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return isinstance(support, type(SPHERE))
+    return is_circular(fn) or is_kind(fn.support, SPHERE)
 
 
 def site_transform(fn: Any, centre: Tensor | None = None) -> Any:
@@ -129,7 +125,7 @@ def site_transform(fn: Any, centre: Tensor | None = None) -> Any:
     if is_circular(fn):
         circle = CircleTransform(torch.zeros(()) if centre is None else centre)
         return IndependentTransform(circle, fn.event_dim) if fn.event_dim else circle
-    if _is_sphere(support):
+    if is_kind(support, SPHERE):
         chart = SphereChart(centre)
         return IndependentTransform(chart, fn.event_dim - 1) if fn.event_dim > 1 else chart
     try:

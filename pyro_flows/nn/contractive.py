@@ -95,7 +95,7 @@ class LipschitzNetwork(ContractiveNetwork):
         widths = [(a if i == 0 else 2 * a, b) for i, (a, b) in enumerate(zip((dim, *hidden), (*hidden, dim), strict=True))]
         self.weights = nn.ParameterList(nn.Parameter(torch.empty(b, a)) for a, b in widths)
         self.biases = nn.ParameterList(nn.Parameter(torch.zeros(b)) for _, b in widths)
-        self.raw_beta = nn.ParameterList(nn.Parameter(torch.tensor(0.5413)) for _ in hidden)
+        self.raw_beta = nn.ParameterList(nn.Parameter(torch.tensor(math.log(math.e - 1))) for _ in hidden)  # softplus 1
         self.of_context = nn.Linear(context_dim, widths[0][1], bias=False) if context_dim else None
         for weight, bias in zip(list(self.weights)[:-1], list(self.biases)[:-1], strict=True):
             nn.init.orthogonal_(weight)
@@ -172,7 +172,7 @@ class ProximalNetwork(ContractiveNetwork):
         self.averaging = len(hidden) / (len(hidden) + 1)
         self.largest = lipschitz / (self.averaging - lipschitz * (1 - self.averaging))
         start = 0.01 / self.largest
-        self.logit = math.log(start / (1 - start))
+        self.start = math.log(start / (1 - start))
         self.raw_gamma = nn.Parameter(torch.zeros(()))
 
     def at(self, context: Tensor | None) -> Contraction:
@@ -181,7 +181,7 @@ class ProximalNetwork(ContractiveNetwork):
         if self.of_context is not None:
             told = [bias + linear(context) for bias, linear in zip(told, self.of_context, strict=True)]
         # With a gain, for γ has to grow by orders of magnitude.
-        gamma = self.largest * torch.sigmoid(10 * self.raw_gamma + self.logit)
+        gamma = self.largest * torch.sigmoid(10 * self.raw_gamma + self.start)
         linear = gamma * (1 - self.averaging)
 
         def apply(x: Tensor, tangents: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from .bracketed_newton import bracketed_newton, most_iterations
 from .damped_newton import damped_newton
 from .fixed_point import fixed_point
 from .implicit import attach_gradient
-from .log_det import log_abs_det
+from .log_det import log_abs_det, log_det_near_one
 from .mode import is_eager
 from .tanh_root import sech_squared, tanh_root
 
@@ -17,6 +17,7 @@ __all__ = [
     "fixed_point",
     "is_eager",
     "log_abs_det",
+    "log_det_near_one",
     "most_iterations",
     "sech_squared",
     "tanh_root",

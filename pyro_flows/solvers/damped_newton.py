@@ -37,7 +37,7 @@ def damped_newton(
         start: First guess, ``(*, D)``.
         value: The value alone, where that is cheaper.
         max_iterations: Bound on evaluations of ``function``. All of them are made under ``torch.compile``, ``torch.func`` and
-        tracing.
+            tracing.
 
     Returns:
         The roots, ``(*, D)``; NaN in rows whose target is not finite and, outside of eager mode, that have not converged.

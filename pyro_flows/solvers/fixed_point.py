@@ -32,18 +32,23 @@ def fixed_point(
         step: The map g, from ``(*, D)`` to ``(*, D)``.
         start: First guess, ``(*, D)``.
         product: Maps ``x`` and ``v`` to :math:`(\partial g / \partial x)^\top v`.
-        max_iterations: Bound on evaluations; outside of eager mode 200 at most, all of which are made.
+        max_iterations: Bound on evaluations.
 
     Returns:
-        The fixed points, ``(*, D)``; NaN in rows that are not finite and, outside of eager mode, have not converged.
+        The fixed points, ``(*, D)``; NaN in rows that are not finite.
 
     Raises:
-        RuntimeError: In eager mode, if a row has not converged.
+        RuntimeError: If a row has not converged, or under ``torch.func``, tracing or compilation.
 
     Example:
         >>> fixed_point(lambda x: 1 + 0.5 * x, torch.zeros(1, dtype=torch.float64), product=lambda x, v: 0.5 * v)
         tensor([2.0000], dtype=torch.float64)
     """
+    if not is_eager():
+        raise RuntimeError(
+            "fixed_point runs in eager mode only, not under torch.func, tracing or compilation; a residual layer with "
+            'log_det="exact" does without it'
+        )
     with torch.no_grad():
         root = _iterate(step, start, max_iterations, "fixed_point")
     return _Attach.apply(step(root), root, product, max_iterations)  # type: ignore[no-any-return, no-untyped-call]
@@ -51,23 +56,20 @@ def fixed_point(
 
 def _iterate(step: Callable[[Tensor], Tensor], start: Tensor, max_iterations: int, what: str) -> Tensor:
     tolerance = 8 * torch.finfo(start.dtype).eps
-    eager = is_eager()
     usable = torch.isfinite(start).all(-1)
     x = start.masked_fill(~usable[..., None], 0.0)
     converged = ~usable
-    for _ in range(max_iterations if eager else min(max_iterations, 200)):
+    for _ in range(max_iterations):
         new = step(x)
         moved = (new - x).abs().amax(-1)
         x = torch.where(converged[..., None], x, new)
         converged = converged | (moved <= tolerance * (1 + new.abs().amax(-1)))
-        if eager and bool(converged.all()):
-            break
-    if eager and not bool(converged.all()):
-        raise RuntimeError(
-            f"{what}: {int((~converged).sum())} of {converged.numel()} rows have not converged in {max_iterations} iterations; "
-            f"check that inputs are finite and of ordinary size, or use float64"
-        )
-    return x.masked_fill(~(converged & usable)[..., None], torch.nan)
+        if bool(converged.all()):
+            return x.masked_fill(~usable[..., None], torch.nan)
+    raise RuntimeError(
+        f"{what}: {int((~converged).sum())} of {converged.numel()} rows have not converged in {max_iterations} iterations; "
+        f"check that inputs are finite and of ordinary size, or use float64"
+    )
 
 
 class _Attach(torch.autograd.Function):

@@ -27,3 +27,19 @@ def log_abs_det(matrix: Tensor) -> Tensor:
     squared = x @ x
     traces = [part.diagonal(dim1=-2, dim2=-1).sum(-1) for part in (x, squared, squared @ x)]
     return torch.linalg.slogdet(fixed)[1] + traces[0] - traces[1] / 2 + traces[2] / 3
+
+
+def log_det_near_one(jacobian: Tensor) -> Tensor:
+    r""":math:`\log\det(I + J)` of matrices ``(*, D, D)`` for which it is positive.
+
+    Example:
+        >>> log_det_near_one(torch.zeros(2, 2))
+        tensor(0.)
+    """
+    if jacobian.shape[-1] == 1:
+        return jacobian[..., 0, 0].log1p()
+    if jacobian.shape[-1] == 2:
+        a, b, c, d = (jacobian[..., i, j] for i in range(2) for j in range(2))
+        return (a + d + a * d - b * c).log1p()
+    eye = torch.eye(jacobian.shape[-1], dtype=jacobian.dtype, device=jacobian.device)
+    return log_abs_det(eye + jacobian)

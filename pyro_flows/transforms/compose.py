@@ -64,10 +64,6 @@ class Compose(FlowTransform):
         cheap = {part.cheap_direction for part in parts} - {"both"}
         self.cheap_direction = cheap.pop() if len(cheap) == 1 else "both"
 
-    @property
-    def caches(self) -> bool:
-        return all(part.caches for part in self.parts)
-
     def __iter__(self) -> Iterator[FlowTransform]:
         return iter(self.parts)  # type: ignore[arg-type]
 

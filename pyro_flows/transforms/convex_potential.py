@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from ..nn.convex import ConvexNetwork, GradientAndHessian
-from ..solvers import damped_newton
+from ..solvers import damped_newton, log_det_near_one
 from .core import FlowTransform
-from .residual import log_det_near_one
 
 
 class ConvexPotential(FlowTransform):

@@ -218,7 +218,7 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
 
     @property
     def caches(self) -> bool:
-        """Whether a pass may be remembered: not where it depends on more than parameters, buffers and modes tell."""
+        """Whether a pass through it, or what holds it, may be remembered: not if parameters, buffers and modes tell not all."""
         return True
 
     def condition(self, context: Tensor) -> FlowTransform:
@@ -279,7 +279,7 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
     # The one-pass cache
 
     def _state_key(self) -> tuple[Any, ...] | None:
-        """Identity, version and mode of everything that a pass depends on beside its input; None where versions are unknown."""
+        """Identity, version and mode of everything that a pass depends on beside its input; None where these do not tell all."""
         key: list[Any] = [torch.is_grad_enabled(), _last_optimizer_step[0]]
         add = key.append
         stack: list[nn.Module] = [self]
@@ -292,6 +292,8 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
                         f"draw anew, outside of the model; put priors on a flow's weights by "
                         f"pyro_flows.distributions.random_module"
                     )
+                if isinstance(module, FlowTransform) and not module.caches:
+                    return None
                 add(state["training"])
                 for tensors in (state["_parameters"], state["_buffers"]):
                     for tensor in tensors.values():
@@ -303,7 +305,7 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
         return tuple(key)
 
     def _can_cache(self, *tensors: Tensor | None) -> bool:
-        if not self.bijective or not self.caches or not is_eager() or torch.is_inference_mode_enabled():
+        if not is_eager() or torch.is_inference_mode_enabled():
             return False
         return not any(tensor is not None and tensor.is_inference() for tensor in tensors)
 
@@ -487,10 +489,6 @@ class Inverse(FlowTransform):
         return self.transform
 
     @property
-    def caches(self) -> bool:
-        return self.transform.caches
-
-    @property
     def sign(self) -> int | Tensor:
         return self.transform.sign
 
@@ -544,10 +542,6 @@ class Conditioned(FlowTransform):
 
     def forward_with_score(self, x: Tensor, score: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         return self.transform.forward_with_score(x, score, self.context)
-
-    @property
-    def caches(self) -> bool:
-        return self.transform.caches
 
     @property
     def sign(self) -> int | Tensor:

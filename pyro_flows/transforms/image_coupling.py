@@ -11,7 +11,7 @@ from torch import Tensor
 from ..nn.conv_net import ConvNet
 from .core import FlowTransform
 from .elementwise import check_univariate
-from .image_shape import IMAGE, check_image_shape
+from .event_shape import IMAGE, check_image_shape
 from .univariate.base import UnivariateMap
 
 

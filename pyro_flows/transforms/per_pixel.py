@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from .core import FlowTransform
-from .image_shape import IMAGE, check_image_shape
+from .event_shape import IMAGE, check_image_shape
 from .lu_linear import LULinear
 
 
@@ -41,10 +41,6 @@ class PerPixel(FlowTransform):
         self._take_after(transform)
         self.event_shape = self.output_shape = shape
         self.domain = self.codomain = IMAGE
-
-    @property
-    def caches(self) -> bool:
-        return self.transform.caches
 
     @property
     def sign(self) -> int | Tensor:

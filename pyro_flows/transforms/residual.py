@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..nn.contractive import Contraction, ContractiveNetwork
-from ..solvers import damped_newton, fixed_point, is_eager, log_abs_det
+from ..solvers import damped_newton, fixed_point, log_det_near_one
 from .core import FlowTransform
 
 #: Number of variables up to which the Jacobian is a matrix unless told otherwise.
@@ -119,10 +119,6 @@ class Residual(FlowTransform):
     def _solved(self, map_: Contraction, y: Tensor) -> Tensor:
         one = 1 + map_.linear
         if self.log_det_kind == "estimate":
-            if not is_eager():
-                raise RuntimeError(
-                    'the inverse with log_det="estimate" runs in eager mode only, not under torch.func or compilation'
-                )
 
             def product(x: Tensor, v: Tensor) -> Tensor:
                 with torch.enable_grad():
@@ -142,19 +138,3 @@ class Residual(FlowTransform):
 
 def _eye_like(x: Tensor) -> Tensor:
     return torch.eye(x.shape[-1], dtype=x.dtype, device=x.device).expand(*x.shape, -1)
-
-
-def log_det_near_one(jacobian: Tensor) -> Tensor:
-    r""":math:`\log\det(I + J)` of matrices ``(*, D, D)`` for which it is positive.
-
-    Example:
-        >>> log_det_near_one(torch.zeros(2, 2))
-        tensor(0.)
-    """
-    if jacobian.shape[-1] == 1:
-        return jacobian[..., 0, 0].log1p()
-    if jacobian.shape[-1] == 2:
-        a, b, c, d = (jacobian[..., i, j] for i in range(2) for j in range(2))
-        return (a + d + a * d - b * c).log1p()
-    eye = torch.eye(jacobian.shape[-1], dtype=jacobian.dtype, device=jacobian.device)
-    return log_abs_det(eye + jacobian)

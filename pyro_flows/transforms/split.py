@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..nn.conv_net import ConvNet
 from .core import FlowTransform
-from .image_shape import IMAGE, check_image_shape
+from .event_shape import IMAGE, check_image_shape
 from .univariate.affine import Affine
 
 
@@ -46,10 +46,6 @@ class Split(FlowTransform):
         self.domain = self.codomain = IMAGE
         self.univariate = Affine(log_scale_bound=3.0)
         self.network = ConvNet(channels, channels * self.univariate.param_count, hidden_channels, 1, transform.context_dim)
-
-    @property
-    def caches(self) -> bool:
-        return self.transform.caches
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return :math:`y` of shape ``(*, 2 C, H, W)`` and the log-determinant of shape ``(*)``."""

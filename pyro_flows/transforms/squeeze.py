@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .core import FlowTransform
-from .image_shape import IMAGE, check_image_shape
+from .event_shape import IMAGE, check_image_shape
 
 
 class Squeeze(FlowTransform):

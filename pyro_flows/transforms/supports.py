@@ -72,19 +72,3 @@ def _equal(one: object, other: object) -> bool:
     if isinstance(one, Tensor) or isinstance(other, Tensor):
         return isinstance(one, Tensor) and isinstance(other, Tensor) and torch.equal(one, other)
     return bool(one == other)
-
-
-def check_event_shape(event_shape: object) -> torch.Size:
-    """The shape, if it is a sequence of positive integers.
-
-    Raises:
-        ValueError: If it is not.
-
-    Example:
-        >>> check_event_shape((2, 3))
-        torch.Size([2, 3])
-    """
-    sizes = tuple(event_shape) if isinstance(event_shape, (tuple, list)) else None
-    if sizes is None or not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes):
-        raise ValueError(f"event_shape must be a tuple of positive integers such as (3,), got {event_shape!r}")
-    return torch.Size(sizes)

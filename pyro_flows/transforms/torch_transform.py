@@ -6,12 +6,13 @@ import math
 from collections.abc import Sequence
 
 import torch
+from pyro.distributions.util import sum_rightmost
 from torch import Tensor, nn
-from torch.distributions import ComposeTransform, Transform, biject_to
+from torch.distributions import Transform, biject_to
 from torch.distributions.constraints import Constraint, independent
 
 from .core import FlowTransform
-from .supports import check_event_shape
+from .event_shape import check_event_shape
 
 
 class TorchTransform(FlowTransform):
@@ -60,10 +61,13 @@ class TorchTransform(FlowTransform):
 
     @property
     def sign(self) -> int | Tensor:
-        """That of the transform; of elementwise ones it counts for each entry."""
-        sign = self.transform.sign if not isinstance(self.transform, ComposeTransform) or self.transform.parts else 1
-        elementwise = self.transform.domain.event_dim == 0
-        return sign ** self.event_shape.numel() if elementwise and not isinstance(sign, Tensor) else sign
+        """That of the transform; the product over the entries of an event where it is elementwise."""
+        sign = self.transform.sign
+        if self.transform.domain.event_dim:
+            return sign  # type: ignore[no-any-return]
+        if isinstance(sign, Tensor):
+            return sign.expand(self.event_shape).prod()
+        return sign ** self.event_shape.numel()  # type: ignore[no-any-return]
 
     def extra_repr(self) -> str:
         return f"{self.transform}, event_shape={tuple(self.event_shape)}"
@@ -78,9 +82,7 @@ class TorchTransform(FlowTransform):
 
     def _log_det(self, x: Tensor, y: Tensor) -> Tensor:
         log_det = self.transform.log_abs_det_jacobian(x, y)
-        return (
-            log_det.flatten(x.dim() - len(self.event_shape)).sum(-1) if log_det.dim() > x.dim() - len(self.event_shape) else log_det
-        )
+        return sum_rightmost(log_det, log_det.dim() - (x.dim() - len(self.event_shape)))  # type: ignore[no-any-return]
 
 
 def _of_events(constraint: Constraint, dims: int) -> Constraint:

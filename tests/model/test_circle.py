@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import pyro_flows as pf
-from pyro_flows.model.circle import CircleTransform, find_centre, wrap
+from pyro_flows.manifolds.torus import wrap
+from pyro_flows.model.circle import CircleTransform, find_centre
 
 PI = math.pi
 

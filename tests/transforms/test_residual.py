@@ -120,6 +120,18 @@ def test_guides_of_estimated_densities_are_not_weighed():
     guide = pf.AutoFlow(model, "residual", flow_options={"log_det": "estimate", "num_layers": 1})
     with pytest.raises(ValueError, match="log_det_kind='estimate'"):
         pf.fit(model, guide=guide, max_steps=5, progress=False, seed=0).diagnose(100)
+    flow = flows.residual(2, num_layers=1, log_det="estimate")
+
+    def scored():
+        with pyro.plate("data", 3):
+            pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+    def by_flow():
+        with pyro.plate("data", 3):
+            pyro.sample("z", pf.FlowDistribution(flow))
+
+    with pytest.raises(ValueError, match="log_det_kind='estimate'"):
+        pf.evaluate_nll(scored, by_flow, plate="data", num_samples=2, progress=False)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

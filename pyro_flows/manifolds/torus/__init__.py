@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .angles import ANGLE, ProductOfCircles, check_circles, circles_of, features, support, wrapped
+from .angles import ANGLE, ProductOfCircles, check_circles, circles_of, features, support, wrap, wrapped
 from .circular_layers import CircularAutoregressive, CircularCoupling
 from .uniform import UniformTorus
 
@@ -16,5 +16,6 @@ __all__ = [
     "circles_of",
     "features",
     "support",
+    "wrap",
     "wrapped",
 ]

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_flows.transforms.univariate.circle_maps import turns
+
 #: One period of an angle.
 ANGLE = constraints.interval(-math.pi, math.pi)
 
@@ -77,6 +79,16 @@ def circles_of(support: constraints.Constraint) -> tuple[bool, ...] | None:
     return support.circles if isinstance(support, ProductOfCircles) else None
 
 
+def wrap(angle: Tensor) -> Tensor:
+    r"""An angle on :math:`[-\pi, \pi)`.
+
+    Example:
+        >>> round(wrap(torch.tensor(4.0)).item(), 4)
+        -2.2832
+    """
+    return (angle - turns(angle)).clamp(-math.pi, math.pi)
+
+
 def wrapped(value: Tensor, is_circle: Tensor) -> Tensor:
     r"""Angles brought to :math:`[-\pi, \pi)`, other variables as they are; ``(*, D)``.
 
@@ -84,8 +96,7 @@ def wrapped(value: Tensor, is_circle: Tensor) -> Tensor:
         >>> wrapped(torch.tensor([4.0, 4.0]), torch.tensor([True, False]))
         tensor([-2.2832,  4.0000])
     """
-    turned = value - 2 * math.pi * torch.floor((value + math.pi) / (2 * math.pi))
-    return torch.where(is_circle, turned.clamp(-math.pi, math.pi), value)
+    return torch.where(is_circle, wrap(value), value)
 
 
 def features(value: Tensor, is_circle: Sequence[bool]) -> Tensor:

@@ -35,6 +35,7 @@ class Surjection(FlowTransform):
     """
 
     bijective = False
+    caches = False  # one of its directions draws
 
     def generate(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Data for latents.

@@ -12,7 +12,7 @@ from torch.distributions import constraints
 from pyro_flows.solvers.mode import is_eager
 
 from ..core import FlowTransform
-from ..supports import check_event_shape
+from ..event_shape import check_event_shape
 from .base import Surjection
 from .noise import FlowNoise, joined
 

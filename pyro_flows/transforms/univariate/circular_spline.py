@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .base import Params, UnivariateMap
 from .circle_maps import turns
-from .rational_quadratic_bins import forward_in_bin, inverse_in_bin, pick_bin
+from .rational_quadratic_bins import check_bins, forward_in_bin, inverse_in_bin, pick_bin
 
 
 class CircularSpline(UnivariateMap):
@@ -39,12 +39,7 @@ class CircularSpline(UnivariateMap):
 
     def __init__(self, num_bins: int = 8, *, min_bin: float = 1e-3, min_slope: float = 1e-3) -> None:
         super().__init__()
-        if not isinstance(num_bins, int) or num_bins < 2:
-            raise ValueError(f"num_bins must be an integer of at least 2, got {num_bins!r}")
-        if not (min_bin > 0 and num_bins * min_bin < 1):
-            raise ValueError(f"min_bin must be positive and num_bins * min_bin below 1, got min_bin={min_bin}, num_bins={num_bins}")
-        if not 0 < min_slope < 1:
-            raise ValueError(f"min_slope must lie between 0 and 1, got {min_slope}")
+        check_bins(num_bins, min_bin, min_slope)
         self.num_bins, self.min_bin, self.min_slope = num_bins, min_bin, min_slope
         self.param_shapes = ((), (3 * num_bins,))
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
 from pyro_flows.solvers.mode import takes_closed_forms
 
 from .base import Params
 from .closed_form import ClosedFormFunction, ClosedFormMap, MappedPoints
-from .rational_quadratic_bins import Options, spline
+from .rational_quadratic_bins import Options, check_bins, spline
 from .rational_quadratic_gradient import evaluate, pullback
+from .raw_parameters import check_bound
 
 
 class RationalQuadraticSpline(ClosedFormMap):
@@ -51,14 +50,8 @@ class RationalQuadraticSpline(ClosedFormMap):
 
     def __init__(self, num_bins: int = 8, bound: float = 5.0, *, min_bin: float = 1e-3, min_slope: float = 1e-3) -> None:
         super().__init__()
-        if not isinstance(num_bins, int) or num_bins < 2:
-            raise ValueError(f"num_bins must be an integer of at least 2, got {num_bins!r}")
-        if not 0 < bound < math.inf:
-            raise ValueError(f"bound must be positive and finite, got {bound}")
-        if not (min_bin > 0 and num_bins * min_bin < 1):
-            raise ValueError(f"min_bin must be positive and num_bins * min_bin below 1, got min_bin={min_bin}, num_bins={num_bins}")
-        if not 0 < min_slope < 1:
-            raise ValueError(f"min_slope must lie between 0 and 1, got {min_slope}")
+        check_bins(num_bins, min_bin, min_slope)
+        check_bound(bound)
         self.num_bins, self.bound, self.min_bin, self.min_slope = num_bins, float(bound), min_bin, min_slope
         self.param_shapes = ((3 * num_bins - 1,),)
 

@@ -32,6 +32,23 @@ class Options(NamedTuple):
     min_slope: float
 
 
+def check_bins(num_bins: int, min_bin: float, min_slope: float) -> None:
+    """Refuse options of a spline that are out of range.
+
+    Raises:
+        ValueError: If one is.
+
+    Example:
+        >>> check_bins(8, 1e-3, 1e-3)
+    """
+    if not isinstance(num_bins, int) or num_bins < 2:
+        raise ValueError(f"num_bins must be an integer of at least 2, got {num_bins!r}")
+    if not (min_bin > 0 and num_bins * min_bin < 1):
+        raise ValueError(f"min_bin must be positive and num_bins * min_bin below 1, got min_bin={min_bin}, num_bins={num_bins}")
+    if not 0 < min_slope < 1:
+        raise ValueError(f"min_slope must lie between 0 and 1, got {min_slope}")
+
+
 class Bin(NamedTuple):
     """Left ends and sizes of a bin in x and in y, and the slopes at its two ends, each of the shape of the points.
 

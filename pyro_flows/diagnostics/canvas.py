@@ -1,0 +1,33 @@
+"""A figure that leaves pyplot's state alone, and where it goes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure of matplotlib, of a size in inches, with a canvas of its own.
+
+    Example:
+        >>> new_figure(4.0, 3.0).axes
+        []
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def saved(figure: Any, path: str | Path | None) -> Any:
+    """The figure, written to a path if there is one.
+
+    Example:
+        >>> saved(new_figure(4.0, 3.0), None).axes
+        []
+    """
+    if path is not None:
+        figure.savefig(path, dpi=160)
+    return figure
