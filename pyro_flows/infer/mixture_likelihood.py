@@ -27,8 +27,8 @@ def separate_members(mixture: FlowMixture, data: Tensor, lr: float) -> None:
         >>> from pyro_flows import FlowDistribution, flows
         >>> mixture = FlowMixture([FlowDistribution(flows.affine(1)) for _ in range(2)])
         >>> separate_members(mixture, torch.cat([torch.randn(50, 1) - 9, torch.randn(50, 1) + 9]), 0.1)
-        >>> left, right = (float(member.transform(torch.zeros(1))) for member in mixture.members)
-        >>> left * right < 0
+        >>> left, right = (member.transform(torch.zeros(1)).item() for member in mixture.members)
+        >>> bool(left * right < 0)
         True
     """
     with torch.no_grad():
