@@ -17,6 +17,8 @@ Callback = Callable[[int, float], object]
 
 #: Rise of the loss, in spreads of it and in nats, after which training is lost.
 _OUT_OF_PROPORTION = 20.0
+#: Fall of the loss over all the windows of the stop rule, in nats, that is no progress.
+_LITTLE = 5e-3
 #: How often training goes back to the best state, and the factor of the step size each time.
 _SETBACKS, _SMALLER = 3, 0.3
 
@@ -25,7 +27,7 @@ _SETBACKS, _SMALLER = 3, 0.3
 class Schedule:
     """How long to train, and how fast.
 
-    Training warms up, runs at a constant step size until the ELBO has not risen by more than its own noise for ``patience``
+    Training warms up, runs at a constant step size until the ELBO has not risen by more than its own noise over ``patience``
     windows. Then the step size decays to zero over ``decay`` of the steps taken so far, or over ``exact_decay`` of them where the
     log-weights have become constant. While it decays there are ``growth`` times as many draws, and the objective leans from the
     evidence lower bound, which cuts tails, towards the Hellinger distance, which sees both sides (``alpha``).
@@ -34,7 +36,7 @@ class Schedule:
         lr: Step size of Adam.
         warmup: Steps of linear warm-up.
         window: Steps per window of the stop rule.
-        patience: Windows without progress before the decay.
+        patience: Windows without progress before the decay, three at least.
         min_steps: Steps before the decay may begin.
         decay: Length of the decay, as a share of the steps before it.
         exact_sd: Standard deviation of the log-weights in nats below which little is left to gain.
@@ -135,25 +137,31 @@ class Training:
 
 
 class _Progress:
-    """The stop rule: has the ELBO risen by more than its noise lately?"""
+    """The stop rule: has the loss fallen by more than its noise over the last windows together?
+
+    It is the trend over ``patience`` windows that counts: a slow descent, of less than its noise in each of them, is one all the
+    same.
+    """
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
-        self.best = math.inf
-        self.stale = 0
+        self.levels: list[float] = []
+        self.noises: list[float] = []
 
     def update(self, losses: Sequence[float]) -> bool:
         """Take the last window; true once progress has ended."""
         window = torch.tensor(losses[-self.schedule.window :], dtype=torch.float64, device="cpu")
         # A median does not mind single draws from a far tail, which a mean would take for a relapse.
-        level = float(window.median())
-        noise = 1.25 * float((window - window.median()).abs().median()) * 1.4826 / math.sqrt(len(window))
-        if level < self.best - max(2 * noise, 1e-3):
-            self.best, self.stale = level, 0
-        else:
-            self.best = min(self.best, level)
-            self.stale += 1
-        return self.stale >= self.schedule.patience and len(losses) >= self.schedule.min_steps
+        self.levels.append(float(window.median()))
+        self.noises.append(1.25 * float((window - window.median()).abs().median()) * 1.4826 / math.sqrt(len(window)))
+        count = max(self.schedule.patience, 3)
+        if len(self.levels) < count or len(losses) < self.schedule.min_steps:
+            return False
+        time = torch.linspace(-0.5, 0.5, count, dtype=torch.float64, device="cpu")
+        weights = time / time.square().sum()
+        fall = -float(weights @ torch.tensor(self.levels[-count:], dtype=torch.float64, device="cpu"))
+        noise = float(torch.tensor(self.noises[-count:]).median()) * float(weights.norm())
+        return fall < max(2 * noise, _LITTLE)
 
 
 class _Relapse:
@@ -266,12 +274,12 @@ def descend(
 
     def go_back(count: int) -> None:
         """Go on from the best state with smaller steps; the last steps do not count."""
-        nonlocal lr_factor, setbacks, clip
+        nonlocal lr_factor, setbacks, clip, stop
         modules.load_state_dict(best_state)
         for each in (optimizer, lazy):
             if each is not None:
                 each.state.clear()
-        lr_factor, setbacks, clip = _SMALLER * lr_factor, setbacks + 1, Clip()
+        lr_factor, setbacks, clip, stop = _SMALLER * lr_factor, setbacks + 1, Clip(), _Progress(schedule)
         done.undone += count
         if count:
             del done.losses[-count:], done.log_weight_sds[-count:]

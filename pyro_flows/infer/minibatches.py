@@ -183,7 +183,7 @@ def train_on_minibatches(
 
     # The normal guide first, by the total gradient, which is the quieter one far from the posterior: path gradients are quiet near
     # it.
-    at_first = replace(plan, lr=3 * plan.lr, patience=3, decay=0.5, growth=1)
+    at_first = replace(plan, lr=3 * plan.lr, patience=5, decay=0.5, growth=1)
     normal = run(Trace_ELBO, at_first, max(max_steps // 2, 1), 0.4, [*guide.affine_parameters(), *extra_parameters])
     if normal.stop_reason == "interrupted" or normal.steps >= max_steps:
         return normal
@@ -244,4 +244,5 @@ def _steps_a_pass(guide: AutoPlateFlow, batches: Minibatches, args: tuple[Any, .
 
 def _by_passes(steps: int) -> Schedule:
     usual = Schedule()
-    return replace(usual, window=max(usual.window, steps), min_steps=max(500, 60 * steps), decay=1.0, exact_sd=0.0, alpha=0.0)
+    window, least = max(usual.window, steps), max(500, 60 * steps)
+    return replace(usual, window=window, min_steps=least, patience=10, decay=1.0, exact_sd=0.0, alpha=0.0)

@@ -112,6 +112,15 @@ def test_stop_rule_waits_while_the_loss_falls_and_ends_on_a_plateau():
     assert ended and 39 <= ended[0] <= 99
 
 
+def test_a_descent_slower_than_its_noise_in_each_window_is_no_plateau():
+    # Each window falls by 0.8 of the noise of its level, the ten of the stop rule by seven (none of 200 seeds ended).
+    torch.manual_seed(0)
+    noise = torch.randn(1000, dtype=torch.float64)
+    stop = _Progress(Schedule(window=10, patience=10, min_steps=40))
+    losses = [float(noise[i]) - 0.032 * i for i in range(1000)]
+    assert not any(stop.update(losses[: i + 1]) for i in range(9, 1000, 10))
+
+
 def test_single_steps_from_a_far_tail_do_not_end_training():
     stop = _Progress(Schedule(window=10, patience=3, min_steps=40))
     losses = [1e6 if i % 10 == 3 else 100.0 - i for i in range(200)]
