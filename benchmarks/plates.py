@@ -4,8 +4,8 @@
 given the five globals the county effects are exactly normal, so the reference is NUTS over these five, with the effects integrated
 out. ``science_irt`` (392 persons, 7 items) and ``election88`` (11,566 voters, 51 states) are compared with NUTS on a part of the
 data, on which a guide is fitted as well; all voters have no reference. Errors are in reference sd over all local latents: the mean
-of them, the 99th percentile and the worst; ``sd err`` is the worst relative error of an sd. ``AutoNormal`` is Pyro's, on the same minibatches for the same
-number of steps.
+of them, the 99th percentile and the worst; ``sd err`` is the worst relative error of an sd. ``AutoNormal`` is Pyro's, on the same
+minibatches for the same number of steps.
 """
 
 from __future__ import annotations
