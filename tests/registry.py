@@ -9,7 +9,7 @@ import torch
 
 from pyro_flows import flows
 from pyro_flows import transforms as t
-from pyro_flows.nn import FirstNumbers, LipschitzNetwork, ProximalNetwork
+from pyro_flows.nn import FirstNumbers, LipschitzNetwork, ProximalNetwork, VelocityField, VelocityMLP
 
 Factory = Callable[[int, int], t.FlowTransform]
 
@@ -37,6 +37,9 @@ TRANSFORMS: dict[str, Factory] = {
     "Autoregressive(HeavyTails)": lambda d, c: t.Autoregressive(d, t.HeavyTails(), c, hidden_dims=(8,)),
     "AffineTril": t.AffineTril,
     "BlockAutoregressive": lambda d, c: t.BlockAutoregressive(d, c, hidden_factor=3, num_hidden=2),
+    "CNF": lambda d, c: t.CNF(VelocityMLP(d, c, (8, 8)), tolerance=2e-6),
+    "CNF(own field, adjoint)": lambda d, c: t.CNF(Saturating(d, c), gradient="adjoint", tolerance=2e-6),
+    "CNF(rk4)": lambda d, c: t.CNF(VelocityMLP(d, c, (8,), time="concat"), solver="rk4", num_steps=16, tolerance=1e-8),
     "ConvexPotential": lambda d, c: t.ConvexPotential(d, c, hidden_dims=(8, 8)),
     "LowRankAffine": t.LowRankAffine,
     "LULinear": t.LULinear,
@@ -51,6 +54,20 @@ TRANSFORMS: dict[str, Factory] = {
     "TruncatedRegression": lambda d, c: unbounded_regression(d, c),
     "RegressionFlow": lambda d, c: t.RegressionFlow(flows.get("real_nvp")(d, c), unbounded_regression(d, c)),
 }
+
+
+class Saturating(VelocityField):
+    """A field of a user's own, without a Jacobian in closed form."""
+
+    def __init__(self, dim: int, context_dim: int) -> None:
+        super().__init__(dim, context_dim)
+        self.inner = torch.nn.Linear(dim + context_dim + 1, 6)
+        self.outer = torch.nn.Linear(6, dim)
+
+    def forward(self, t, x, context=None):
+        parts = [x, t.expand(x.shape[:-1])[..., None]]
+        parts += [] if context is None else [context.expand(*x.shape[:-1], -1)]
+        return 0.1 * self.outer(self.inner(torch.cat(parts, -1)).sigmoid())
 
 
 def unbounded_regression(dim: int, context_dim: int) -> t.TruncatedRegression:

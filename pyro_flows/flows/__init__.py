@@ -5,6 +5,7 @@ from __future__ import annotations
 from .affine import affine
 from .bernstein import bernstein
 from .bnaf import bnaf
+from .cnf import augmented_cnf, cnf
 from .convex_potential import convex_potential
 from .gaussianization import gaussianization
 from .images import glow, real_nvp_image
@@ -28,9 +29,11 @@ from .umnn import umnn
 __all__ = [
     "FlowInfo",
     "affine",
+    "augmented_cnf",
     "bernstein",
     "bnaf",
     "build",
+    "cnf",
     "convex_potential",
     "gaussianization",
     "get",

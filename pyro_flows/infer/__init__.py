@@ -9,6 +9,7 @@ from .distributed import Distributed
 from .evaluate_nll import NLLEstimate, evaluate_nll
 from .fit import fit
 from .fit_density import DensityFit, fit_density
+from .flow_matching import flow_matching_loss
 from .forward_kl import ForwardKLELBO
 from .full_size import FullSize
 from .gaussian import Gaussian
@@ -40,4 +41,5 @@ __all__ = [
     "fit_amortized",
     "fit_density",
     "fit_truncated",
+    "flow_matching_loss",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Mapping
@@ -16,10 +17,11 @@ from pyro_flows.distributions import FlowDistribution, FlowMixture
 from pyro_flows.flows.registry import FlowFactory, build
 from pyro_flows.manifolds.torus import circles_of
 from pyro_flows.nn import Standardised
-from pyro_flows.transforms import Compose, ContextMap, FlowTransform, LowerCholeskyAffine
+from pyro_flows.transforms import Compose, ContextMap, FlowTransform, LowerCholeskyAffine, record_costs
 from pyro_flows.transforms.actnorm import initialize_actnorms
 from pyro_flows.transforms.supports import is_real
 
+from .flow_matching import Path, flow_matching_loss
 from .maximum_likelihood import LikelihoodRun, check_likelihood_options, maximise_likelihood
 from .mixture_likelihood import expectation_maximisation, separate_members
 from .result import check_count, check_seed
@@ -38,8 +40,10 @@ class DensityFit:
 
     Args:
         distribution: The density, in the units of the data; conditional, if the data had a context.
-        run: Losses in nats per row, why training stopped.
+        run: Losses per row, in nats unless it is flow matching, and why training stopped.
+        objective: What was minimised.
         seconds: Seconds that training took.
+        held_out: Mean log-density of the rows held out, in nats, in the end.
 
     Example:
         See :func:`fit_density`.
@@ -47,18 +51,20 @@ class DensityFit:
 
     distribution: FlowDistribution | FlowMixture = field(repr=False)
     run: LikelihoodRun = field(repr=False)
+    objective: str = "likelihood"
     seconds: float = 0.0
+    held_out: float = math.nan
 
     def __str__(self) -> str:
         run, event = self.run, tuple(self.distribution.event_shape)
         return (
-            f"density of events {event}: {run.validation_losses[run.best_epoch]:.4g} nats of loss on rows held out, "
+            f"density of events {event} by {self.objective}: mean log-density {self.held_out:.4g} nats of rows held out, "
             f"after {run.best_epoch} of {len(run.losses)} epochs ({run.stop_reason}, {self.seconds:.0f} s)"
         )
 
     @property
     def losses(self) -> list[float]:
-        """Mean negative log-density of the training rows in each epoch, in nats."""
+        """Mean loss of the training rows in each epoch: negative log-density in nats, or that of flow matching."""
         return self.run.losses
 
     @property
@@ -125,7 +131,9 @@ def fit_density(
     data: Tensor,
     context: Tensor | None = None,
     *,
-    method: Literal["likelihood", "em"] = "likelihood",
+    objective: Literal["likelihood", "em", "flow_matching"] = "likelihood",
+    path: Path = "linear",
+    regularise: Mapping[str, float] | None = None,
     flow_options: Mapping[str, Any] | None = None,
     standardise: bool | None = None,
     validation: tuple[Tensor, ...] | None = None,
@@ -150,8 +158,13 @@ def fit_density(
             or callable gets their shape ``(C, H, W)`` as ``input_dim``.
         data: The points, ``(N, D)``, at least 10; or images, ``(N, C, H, W)``.
         context: A row of context for each, ``(N, C)``, for a conditional density.
-        method: ``"likelihood"``, or ``"em"`` for a mixture: at the start of every epoch the responsibilities of its components, and
-            weights that are their means; in it, steps on the likelihood that they weigh.
+        objective: ``"likelihood"``; ``"em"`` for a mixture: at the start of every epoch the responsibilities of its components, and
+            weights that are their means; in it, steps on the likelihood that they weigh; or ``"flow_matching"`` for a flow whose
+            innermost layer is a :class:`~pyro_flows.transforms.CNF`: a regression for its velocity, without solving for it, see
+            :func:`flow_matching_loss`.
+        path: Of flow matching, ``"linear"``, ``"variance_preserving"`` or ``"optimal_transport"``.
+        regularise: Weights of ``"kinetic_energy"`` and ``"jacobian_norm"`` of continuous flows in the loss, such as 0.01 of each,
+            which make them easier to solve; see :func:`~pyro_flows.transforms.record_costs`.
         flow_options: Keyword arguments of a registered flow.
         standardise: Whether to bring every variable to mean 0 and standard deviation 1 before the flow. By default points are, and
             numbers beside angles; images, data of surjections, and points on spheres, tori and simplices are not.
@@ -183,10 +196,11 @@ def fit_density(
     """
     check_likelihood_options(lr, batch_size, max_epochs, patience, validation_share, max_time)
     check_seed(seed)
-    if method not in ("likelihood", "em"):
-        raise ValueError(f'method must be "likelihood" or "em", got {method!r}')
-    if method == "em" and not isinstance(flow, FlowMixture):
-        raise ValueError(f'method="em" is for a FlowMixture, got {type(flow).__name__}')
+    if objective not in ("likelihood", "em", "flow_matching"):
+        raise ValueError(f'objective must be "likelihood", "em" or "flow_matching", got {objective!r}')
+    if objective == "em" and not isinstance(flow, FlowMixture):
+        raise ValueError(f'objective="em" is for a FlowMixture, got {type(flow).__name__}')
+    weights = _checked_regularisers(regularise, objective)
     rows = _checked("data", (data,) if context is None else (data, context))
     held = None if validation is None else _checked("validation", validation, rows)
     with torch.random.fork_rng(enabled=seed is not None):
@@ -211,13 +225,19 @@ def fit_density(
         def loss(points: Tensor, *contexts: Tensor) -> Tensor:
             given = contexts and isinstance(distribution, FlowDistribution)
             at = distribution.condition(contexts[0]) if given else distribution  # type: ignore[operator]
-            return -at.log_prob(points).mean()
+            if not weights or not distribution.training:
+                return -at.log_prob(points).mean()
+            with record_costs() as costs:
+                loss = -at.log_prob(points).mean()
+            return loss + sum(weight * getattr(costs, name) for name, weight in weights.items())
 
         if isinstance(distribution, FlowMixture):
             separate_members(distribution, rows[0], lr)
         train, renew = rows, None
-        if method == "em" and isinstance(distribution, FlowMixture):
+        if objective == "em" and isinstance(distribution, FlowMixture):
             train, loss, renew = expectation_maximisation(distribution, rows[0])
+        elif objective == "flow_matching":
+            loss = flow_matching_loss(distribution, path)  # type: ignore[arg-type]
 
         began = time.monotonic()
         distribution.train()
@@ -236,7 +256,24 @@ def fit_density(
                 hint="lower lr, or look for points far from all others",
                 renew=renew,
             )
-    return DensityFit(distribution, run, time.monotonic() - began)
+        fit = DensityFit(distribution, run, objective, time.monotonic() - began)
+        try:
+            fit.held_out = float(fit.log_prob(*held).mean())
+        except ArithmeticError as error:
+            warnings.warn(f"the density of the rows held out could not be computed: {error}", stacklevel=2)
+    return fit
+
+
+def _checked_regularisers(regularise: Mapping[str, float] | None, objective: str) -> dict[str, float]:
+    weights = dict(regularise or {})
+    for name, weight in weights.items():
+        if name not in ("kinetic_energy", "jacobian_norm"):
+            raise ValueError(f'regularise must have weights of "kinetic_energy" and "jacobian_norm", got {name!r}')
+        if not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
+            raise ValueError(f"regularise[{name!r}] must be a number that is not negative, got {weight!r}")
+    if weights and objective != "likelihood":
+        raise ValueError(f'regularise is for objective="likelihood", in which equations are solved; got {objective!r}')
+    return weights
 
 
 def _members(distribution: FlowDistribution | FlowMixture) -> list[FlowDistribution]:

@@ -104,19 +104,24 @@ def maximise_likelihood(
     def epoch_loss(rows: Rows) -> float:
         order = torch.randperm(len(rows[0]), device=rows[0].device)
         losses: list[float] = []
+        why = ""
         for batch in order[: batches * batch_size].chunk(batches):
-            value = loss(*[part[batch] for part in rows])
             optimiser.zero_grad(set_to_none=True)
-            value.backward()
-            norm = nn.utils.clip_grad_norm_(parameters, _CLIP)
-            if bool(torch.isfinite(value.detach()) & torch.isfinite(norm)):
-                optimiser.step()
-                losses.append(float(value.detach()))
+            try:
+                value = loss(*[part[batch] for part in rows])
+                value.backward()
+            except ArithmeticError as error:  # a solver that did not get through
+                why = f" ({error})"
+            else:
+                norm = nn.utils.clip_grad_norm_(parameters, _CLIP)
+                if bool(torch.isfinite(value.detach()) & torch.isfinite(norm)):
+                    optimiser.step()
+                    losses.append(float(value.detach()))
             schedule.step()
         skipped = batches - len(losses)
         run.skipped += skipped
         if skipped > max(1, batches // 10):
-            raise ArithmeticError(f"{skipped} of {batches} steps had a loss or gradient that is not finite; {hint}")
+            raise ArithmeticError(f"{skipped} of {batches} steps had no loss or gradient that is finite{why}; {hint}")
         return sum(losses) / max(1, len(losses))
 
     rows = train

@@ -14,6 +14,7 @@ from .mlp import MLP
 from .residual import ResidualNet
 from .sequence import GRUEncoder
 from .sets import DeepSet, SetAttention
+from .velocity import VelocityField, VelocityMLP
 
 __all__ = [
     "MLP",
@@ -32,4 +33,6 @@ __all__ = [
     "ResidualNet",
     "SetAttention",
     "Standardised",
+    "VelocityField",
+    "VelocityMLP",
 ]

@@ -8,6 +8,7 @@ from .fixed_point import fixed_point
 from .implicit import attach_gradient
 from .log_det import log_abs_det, log_det_near_one
 from .mode import is_eager
+from .ode import solve_ode
 from .tanh_root import sech_squared, tanh_root
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "log_det_near_one",
     "most_iterations",
     "sech_squared",
+    "solve_ode",
     "tanh_root",
 ]

@@ -7,6 +7,7 @@ from .affine_tril import AffineTril
 from .autoregressive import Autoregressive
 from .batch_norm import BatchNorm
 from .block_autoregressive import BlockAutoregressive
+from .cnf import CNF
 from .compose import Compose
 from .context_map import ContextMap
 from .convex_potential import ConvexPotential
@@ -28,6 +29,7 @@ from .planar import Planar
 from .radial import Radial
 from .regression_flow import RegressionFlow
 from .residual import Residual
+from .solve_costs import SolveCosts, record_costs
 from .split import Split
 from .squeeze import Squeeze
 from .surjections import Abs, Augmentation, Dequantization, Max, Slice, Sort, Surjection
@@ -53,6 +55,9 @@ from .univariate import (
 )
 
 __all__ = [
+    "CNF",
+    "SolveCosts",
+    "record_costs",
     "Abs",
     "ActNorm",
     "Affine",

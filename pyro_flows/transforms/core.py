@@ -99,6 +99,10 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
     log_det_kind: LogDetKind = "exact"
     cheap_direction: CheapDirection = "both"
     inverse_kind: Literal["closed", "solved"] = "closed"
+    #: Error of a pass beside rounding, relative to what it gives: that of an equation solved to a tolerance.
+    accuracy: float = 0.0
+    #: Whether a pass looks at values, which torch.compile and torch.func do not show.
+    eager_only: bool = False
 
     _cache: _CacheEntry | None
     _inv: Any
@@ -137,6 +141,7 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
         self.output_shape, self.bijective = transform.output_shape, transform.bijective
         self.log_det_kind, self.inverse_kind = transform.log_det_kind, transform.inverse_kind
         self.cheap_direction = transform.cheap_direction
+        self.accuracy, self.eager_only = transform.accuracy, transform.eager_only
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         r"""The transform and its log-determinant in one pass.
@@ -475,6 +480,7 @@ class Inverse(FlowTransform):
         self.bijective = transform.bijective
         self.log_det_kind = transform.log_det_kind
         self.inverse_kind = transform.inverse_kind
+        self.accuracy, self.eager_only = transform.accuracy, transform.eager_only
         swap: dict[CheapDirection, CheapDirection] = {"forward": "inverse", "inverse": "forward", "both": "both"}
         self.cheap_direction = swap[transform.cheap_direction]
 

@@ -136,13 +136,13 @@ def test_copies_dtypes_and_bad_input():
         FlowMixture([shifted(0.0), pf.FlowDistribution(flows.affine(3))])
 
 
-@pytest.mark.parametrize("method", ["likelihood", "em"])
-def test_members_that_start_alike_are_sent_apart(method):
+@pytest.mark.parametrize("objective", ["likelihood", "em"])
+def test_members_that_start_alike_are_sent_apart(objective):
     """Two equal affine flows on two clusters: the true density has 0.69 nats more than one of them on each side knows."""
     torch.manual_seed(0)
     data = torch.cat([torch.randn(300, 2) - 4, torch.randn(200, 2) + 4])
     mixture = FlowMixture([pf.FlowDistribution(flows.affine(2)) for _ in range(2)])
-    fit = pf.fit_density(mixture, data, method=method, max_epochs=60, lr=3e-2, batch_size=100, seed=0, progress=False)
+    fit = pf.fit_density(mixture, data, objective=objective, max_epochs=60, lr=3e-2, batch_size=100, seed=0, progress=False)
     truth = -torch.log(torch.tensor(2 * torch.pi * torch.e)) + 0.6 * torch.tensor(0.6).log() + 0.4 * torch.tensor(0.4).log()
     assert float(fit.log_prob(data).mean()) > truth - 0.15
     assert ((mixture.weights.sort().values - torch.tensor([0.4, 0.6])).abs() < 0.1).all()

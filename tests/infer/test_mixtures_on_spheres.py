@@ -29,8 +29,11 @@ def three_components(count):
 def test_em_and_direct_likelihood_agree_and_find_the_components():
     data, truth = three_components(2500)
     options = {"max_epochs": 40, "lr": 2e-2, "batch_size": 250, "patience": 40, "seed": 0, "progress": False}
-    fits = {method: pf.fit_density(sphere_mixture(data, 3), data, method=method, **options) for method in ("likelihood", "em")}
-    nats = {method: float(fit.log_prob(data).mean()) for method, fit in fits.items()}
+    fits = {
+        objective: pf.fit_density(sphere_mixture(data, 3), data, objective=objective, **options)
+        for objective in ("likelihood", "em")
+    }
+    nats = {objective: float(fit.log_prob(data).mean()) for objective, fit in fits.items()}
     assert abs(nats["em"] - nats["likelihood"]) < 0.02, nats
     for fit in fits.values():
         assert isinstance(fit.distribution, FlowMixture)
@@ -77,8 +80,8 @@ def test_inner_maps_and_pictures(tmp_path):
         (lambda x: sphere_mixture(x, 0), "num_components"),
         (lambda x: sphere_mixture(x, 1000), "from 1 to 50"),
         (lambda x: sphere_mixture(x[0], 1), "shape"),
-        (lambda x: pf.fit_density("maf", x, method="em"), "is for a FlowMixture"),
-        (lambda x: pf.fit_density("maf", x, method="vb"), "method must be"),
+        (lambda x: pf.fit_density("maf", x, objective="em"), "is for a FlowMixture"),
+        (lambda x: pf.fit_density("maf", x, objective="vb"), "objective must be"),
         (lambda x: pf.fit_density(sphere_mixture(x, 1), x, standardise=True), "fitted as it is"),
         (lambda x: plot_globe(FlowDistribution(CylinderSpline(3)).log_prob, points=x[:, :2]), r"shape \(M, 3\)"),
         (lambda x: plot_globe(lambda x: x, num_cells=0), "num_cells"),

@@ -131,7 +131,7 @@ def test_mixtures_of_surjections_have_no_reparametrised_draws():
 
 def test_constant_weights_stay_so_under_em():
     mixture = FlowMixture([pf.FlowDistribution(flows.affine(2)) for _ in range(2)], learn_weights=False)
-    pf.fit_density(mixture, torch.cat([torch.randn(90, 2), torch.randn(10, 2) + 5]), method="em", **QUICK)
+    pf.fit_density(mixture, torch.cat([torch.randn(90, 2), torch.randn(10, 2) + 5]), objective="em", **QUICK)
     torch.testing.assert_close(mixture.weights, torch.tensor([0.5, 0.5]))
 
 
