@@ -16,6 +16,7 @@ from pyro_flows.manifolds.torus import UniformTorus, circles_of
 from pyro_flows.transforms.compose import flattened
 from pyro_flows.transforms.core import FlowTransform
 from pyro_flows.transforms.supports import is_kind
+from pyro_flows.transforms.values_only import values_only
 
 from .module_distribution import ModuleDistribution
 from .standard_normal import StandardNormal
@@ -176,6 +177,18 @@ class FlowDistribution(ModuleDistribution):
         self._ready()
         noise = self.base.rsample(torch.Size(sample_shape))
         return self._checked(self.transform(noise), noise)
+
+    @torch.no_grad()
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        """Draws ``(*sample_shape, *batch_shape, *event_shape)`` without gradient, and without their density where that costs extra.
+
+        Raises:
+            ValueError: If the flow is conditional and has no context.
+        """
+        if not self.transform.log_det_costs:
+            return self.rsample(sample_shape)
+        with values_only():
+            return self.rsample(sample_shape)
 
     def rsample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
         """Draws with gradient, and their log-density ``(*sample_shape, *batch_shape)``, in one forward pass.

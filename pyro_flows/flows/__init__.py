@@ -5,7 +5,7 @@ from __future__ import annotations
 from .affine import affine
 from .bernstein import bernstein
 from .bnaf import bnaf
-from .cnf import augmented_cnf, cnf
+from .cnf import augmented_cnf, cnf, sphere_cnf, torus_cnf
 from .convex_potential import convex_potential
 from .gaussianization import gaussianization
 from .images import glow, real_nvp_image
@@ -60,9 +60,11 @@ __all__ = [
     "simplex",
     "sospf",
     "sphere",
+    "sphere_cnf",
     "sylvester",
     "table",
     "torus",
+    "torus_cnf",
     "ttf",
     "umnn",
     "unregister",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
+from ..manifolds.sphere import SphereCNF
+from ..manifolds.sphere.geometry import check_ambient_dim
+from ..manifolds.torus import TorusCNF, check_circles
 from ..nn.velocity import VelocityMLP
 from ..solvers.ode import Solver
 from ..transforms.cnf import CNF
@@ -59,7 +62,62 @@ def cnf(
     return CNF(velocity, solver=solver, tolerance=tolerance, num_steps=num_steps, trace=trace, probes=probes, gradient=gradient)
 
 
-def augmented_cnf(input_dim: int, context_dim: int = 0, *, num_more: int, **options: object) -> FlowTransform:
+@register("sphere_cnf", cheap="both", inverse="solved", paper="https://arxiv.org/abs/2006.10605", event="sphere")
+def sphere_cnf(input_dim: int, context_dim: int = 0, *, hidden_dims: Sequence[int] = (64, 64), **options: Any) -> FlowTransform:
+    """Continuous flow of unit vectors.
+
+    References:
+        Mathieu, Nickel (2020), *Riemannian continuous normalizing flows*, https://arxiv.org/abs/2006.10605
+
+    Args:
+        input_dim: Number n of coordinates, at least 2.
+        context_dim: Size of the context; 0 for none.
+        hidden_dims: Hidden layers of the velocity.
+        options: As for :class:`~pyro_flows.transforms.CNF`.
+
+    Raises:
+        ValueError: If an argument is not as described.
+
+    Example:
+        >>> sphere_cnf(3).event_shape
+        torch.Size([3])
+    """
+    return SphereCNF(VelocityMLP(check_ambient_dim(input_dim), context_dim, hidden_dims), **options)
+
+
+@register("torus_cnf", cheap="both", inverse="solved", paper="https://arxiv.org/abs/2006.10605", event="torus")
+def torus_cnf(
+    input_dim: int,
+    context_dim: int = 0,
+    *,
+    circles: Sequence[bool] | None = None,
+    hidden_dims: Sequence[int] = (64, 64),
+    **options: Any,
+) -> FlowTransform:
+    r"""Continuous flow of angles in :math:`[-\pi, \pi)`, and of numbers beside them.
+
+    References:
+        Mathieu, Nickel (2020), *Riemannian continuous normalizing flows*, https://arxiv.org/abs/2006.10605
+
+    Args:
+        input_dim: Number of variables D.
+        context_dim: Size of the context; 0 for none.
+        circles: Which variables are angles, ``(D,)``; all if None.
+        hidden_dims: Hidden layers of the velocity.
+        options: As for :class:`~pyro_flows.transforms.CNF`.
+
+    Raises:
+        ValueError: If an argument is not as described.
+
+    Example:
+        >>> torus_cnf(2, circles=(True, False)).domain
+        vectors of (angle in [-pi, pi), number)
+    """
+    which = check_circles(input_dim, circles)
+    return TorusCNF(VelocityMLP(input_dim + sum(which), context_dim, hidden_dims), which, **options)
+
+
+def augmented_cnf(input_dim: int, context_dim: int = 0, *, num_more: int, **options: Any) -> FlowTransform:
     """Continuous flow of the data with further variables, which may pass each other where those of the data cannot.
 
     The further ones are drawn from a normal distribution that hangs on the data, so that the log-density of the data is a lower
@@ -83,4 +141,4 @@ def augmented_cnf(input_dim: int, context_dim: int = 0, *, num_more: int, **opti
         torch.Size([2])
     """
     augmentation = Augmentation(input_dim, num_more, context_dim)
-    return Compose([cnf(input_dim + num_more, context_dim, **options), augmentation])  # type: ignore[arg-type]
+    return Compose([cnf(input_dim + num_more, context_dim, **options), augmentation])

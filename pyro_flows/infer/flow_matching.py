@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_flows.distributions import FlowDistribution
 from pyro_flows.transforms import CNF, Compose, ContextMap, FlowTransform
+from pyro_flows.transforms.supports import is_real
 
 Path = Literal["linear", "variance_preserving", "optimal_transport"]
 
@@ -25,13 +26,15 @@ def flow_matching_loss(distribution: FlowDistribution, path: Path = "linear") ->
     not trained, and :math:`t` uniform. No equation is solved. ``"linear"``: :math:`a = t, b = 1 - t`; ``"variance_preserving"``:
     :math:`a = \sin(\pi t/2), b = \cos(\pi t/2)`; ``"optimal_transport"``: linear, with the draws of the base paired with the points
     of a minibatch such that the sum of squared distances is least, which makes straighter paths. The field that has the least loss
-    takes the base to the data, so that the flow draws and scores as any other.
+    takes the base to the data, so that the flow draws and scores as any other. On spheres and tori ways are geodesics (Riemannian
+    flow matching).
 
     References:
         Lipman et al. (2023), *Flow matching for generative modeling*, https://arxiv.org/abs/2210.02747;
         Albergo, Vanden-Eijnden (2023), *Building normalizing flows with stochastic interpolants*, https://arxiv.org/abs/2209.15571;
         Tong et al. (2024), *Improving and generalizing flow-based generative models with minibatch optimal transport*,
-        https://arxiv.org/abs/2302.00482
+        https://arxiv.org/abs/2302.00482;
+        Chen, Lipman (2024), *Flow matching on general geometries*, https://arxiv.org/abs/2302.03660
 
     Args:
         distribution: The density.
@@ -65,6 +68,8 @@ def flow_matching_loss(distribution: FlowDistribution, path: Path = "linear") ->
             'path="optimal_transport" pairs rows of other contexts, which biases a conditional density; use path="linear"'
         )
     flow, pull, tell = found
+    if path == "variance_preserving" and not is_real(flow.domain):
+        raise ValueError(f'path="variance_preserving" is for vectors, got a flow of {flow.domain}; use path="linear"')
     span = flow.t1 - flow.t0
 
     def loss(points: Tensor, context: Tensor | None = None) -> Tensor:
@@ -75,7 +80,7 @@ def flow_matching_loss(distribution: FlowDistribution, path: Path = "linear") ->
                 ends = pull(points, context)
                 starts = distribution.base.sample((len(ends),))
                 if path == "optimal_transport":
-                    starts = _paired(starts, ends)
+                    starts = _paired(starts, ends, flow)
                 # One time in each of as many equal parts: the same mean, less noise.
                 spread = torch.rand(len(ends), dtype=ends.dtype, device=ends.device)
                 times = (torch.randperm(len(ends), device=ends.device) + spread) / len(ends)
@@ -84,9 +89,8 @@ def flow_matching_loss(distribution: FlowDistribution, path: Path = "linear") ->
                     between = angle.sin() * ends + angle.cos() * starts
                     moved = 0.5 * math.pi * (angle.cos() * ends - angle.sin() * starts)
                 else:
-                    between = times[:, None] * ends + (1 - times[:, None]) * starts
-                    moved = ends - starts
-        velocity = flow.velocity(flow.t0 + span * times, between, tell(context) if flow.context_dim else None)
+                    between, moved = flow.geodesic(starts, ends, times)
+        velocity = flow.speed(flow.t0 + span * times, between, tell(context) if flow.context_dim else None)
         return (span * velocity - moved).square().sum(-1).mean()
 
     return loss
@@ -131,7 +135,9 @@ def _innermost(transform: FlowTransform) -> _Innermost | None:
     return None
 
 
-def _paired(starts: Tensor, ends: Tensor) -> Tensor:
-    """Draws of the base in the order in which they are nearest to the points, in the sum of squares."""
-    cost = torch.cdist(ends.double(), starts.double()).square().cpu().numpy()
+def _paired(starts: Tensor, ends: Tensor, flow: CNF) -> Tensor:
+    """Draws of the base in the order in which they are nearest to the points, in the sum of squares of their ways."""
+    here, there = torch.broadcast_tensors(starts[None], ends[:, None])
+    _, ways = flow.geodesic(here, there, torch.zeros_like(here[..., 0]))
+    cost = ways.double().square().sum(-1).cpu().numpy()
     return starts[torch.as_tensor(linear_sum_assignment(cost)[1], device=starts.device)]

@@ -12,12 +12,13 @@ from .sphere import (
     NormalizedLinear,
     NormalizedTranslation,
     Rotation,
+    SphereCNF,
     SphereTransform,
     UniformSphere,
     VonMisesFisher,
     project_to_sphere,
 )
-from .torus import CircularAutoregressive, CircularCoupling, UniformTorus
+from .torus import CircularAutoregressive, CircularCoupling, TorusCNF, UniformTorus
 from .volume_ratio import log_volume_ratio
 
 __all__ = [
@@ -34,7 +35,9 @@ __all__ = [
     "NormalizedLinear",
     "NormalizedTranslation",
     "Rotation",
+    "SphereCNF",
     "SphereTransform",
+    "TorusCNF",
     "UniformSphere",
     "UniformTorus",
     "VonMisesFisher",

@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..nn.velocity import VelocityField
+from ..nn.velocity import FieldAtContext, VelocityField
 from ..solvers.ode import Solver, check_solver, solve_ode
 from .core import FlowTransform
 from .solve_costs import recorder
+from .values_only import wants_log_det
 
 #: Number of variables up to which a trace without closed form is exact unless told otherwise.
 _SMALL = 16
+
+
+class Rates(NamedTuple):
+    """How points move.
+
+    Args:
+        velocity: ``(*, D)``.
+        divergence: Computes that of the velocity, ``(*)``, or an estimate.
+        pulled: The probe, pulled back by the Jacobian of the velocity, ``(*, D)``; None without a probe.
+
+    Example:
+        >>> Rates(torch.zeros(2), lambda: torch.zeros(()), None).divergence()
+        tensor(0.)
+    """
+
+    velocity: Tensor
+    divergence: Callable[[], Tensor]
+    pulled: Tensor | None
 
 
 class CNF(FlowTransform):
@@ -63,6 +83,7 @@ class CNF(FlowTransform):
 
     inverse_kind = "solved"
     cheap_direction = "both"
+    log_det_costs = True
 
     def __init__(
         self,
@@ -105,8 +126,8 @@ class CNF(FlowTransform):
 
     @property
     def caches(self) -> bool:
-        """Not while costs are recorded: a pass that is remembered has none."""
-        return recorder() is None
+        """Not while costs are recorded, which a pass that is remembered has not, or its log-determinant is left out."""
+        return recorder() is None and wants_log_det()
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return :math:`y` of shape ``(*, D)`` and the log-determinant of shape ``(*)``."""
@@ -118,32 +139,63 @@ class CNF(FlowTransform):
 
     def _solve(self, x: Tensor, context: Tensor | None, start: float, end: float) -> tuple[Tensor, Tensor]:
         field, costs, dim = self.velocity.at(context), recorder(), self.input_dim
-        exact = self.log_det_kind == "exact"
-        wants = costs is not None and costs.regularisers
-        probe = self._probe(x) if wants or not exact else None
+        scored, exact = wants_log_det(), self.log_det_kind == "exact"
+        wants = costs is not None and costs.regularisers and scored
+        probe = self._probe(x) if wants or (scored and not exact) else None
         forwards = 1.0 if end > start else -1.0
 
         def slope(t: Tensor, state: Tensor) -> Tensor:
             if costs is not None:
                 costs.evaluations += 1
-            at = field(t, state[..., :dim])
-            columns = [at.velocity]
-            pulled = None if probe is None else at.pull_back(probe)
-            if exact:
-                columns.append(at.divergence()[..., None])
-            else:
-                columns.append((pulled * probe).sum(-1, keepdim=True))  # type: ignore[operator]
+            rates = self._rates(field, t, state[..., :dim], probe)
+            if not scored:
+                return rates.velocity
+            columns = [rates.velocity, rates.divergence()[..., None]]
             if wants:
-                columns.append(forwards * at.velocity.square().sum(-1, keepdim=True))
-                columns.append(forwards * pulled.square().sum(-1, keepdim=True))  # type: ignore[union-attr]
+                columns.append(forwards * rates.velocity.square().sum(-1, keepdim=True))
+                columns.append(forwards * rates.pulled.square().sum(-1, keepdim=True))  # type: ignore[union-attr]
             return torch.cat(columns, -1)
 
+        if not scored:
+            return self._arrived(self._integrate(slope, x, context, start, end)), x.new_full(x.shape[:-1], torch.nan)
         more = 3 if wants else 1
         state = torch.cat([x, x.new_zeros(*x.shape[:-1], more)], -1)
         state = self._integrate(slope, state, context, start, end)
         if wants:
             costs.add(state[..., dim + 1], state[..., dim + 2])  # type: ignore[union-attr]
-        return state[..., :dim], state[..., dim]
+        return self._arrived(state[..., :dim]), state[..., dim]
+
+    def speed(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Velocity ``(*, D)`` of points ``(*, D)`` at times ``()`` or ``(*)``, on the manifold if there is one.
+
+        Args:
+            t: Times.
+            x: Points.
+            context: Context ``(*, context_dim)``.
+        """
+        return self._rates(self.velocity.at(context), t, x, None).velocity
+
+    def _rates(self, field: FieldAtContext, t: Tensor, x: Tensor, probe: Tensor | None) -> Rates:
+        """What moves points ``(*, D)`` at a time: the part of a flow that a manifold changes."""
+        at = field(t, x)
+        pulled = None if probe is None else at.pull_back(probe)
+        if self.log_det_kind == "exact" or probe is None or pulled is None:
+            return Rates(at.velocity, at.divergence, pulled)
+        return Rates(at.velocity, lambda: (pulled * probe).sum(-1), pulled)
+
+    def _arrived(self, x: Tensor) -> Tensor:
+        """Points ``(*, D)`` as they are given out."""
+        return x
+
+    def geodesic(self, start: Tensor, end: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+        r"""Points on the shortest way between points, and the velocity on it: :math:`(1 - s)\,x + s\,y` and :math:`y - x`.
+
+        Args:
+            start: Points x, ``(*, D)``.
+            end: Points y, ``(*, D)``.
+            share: Share s of the way, ``(*)``.
+        """
+        return (1 - share)[..., None] * start + share[..., None] * end, end - start
 
     def _integrate(
         self, slope: object, state: Tensor, context: Tensor | None, start: float, end: float, watched: int | None = None

@@ -103,6 +103,8 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
     accuracy: float = 0.0
     #: Whether a pass looks at values, which torch.compile and torch.func do not show.
     eager_only: bool = False
+    #: Whether the log-determinant costs as much again as the values, so that draws alone are made without it.
+    log_det_costs: bool = False
 
     _cache: _CacheEntry | None
     _inv: Any
@@ -141,7 +143,7 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
         self.output_shape, self.bijective = transform.output_shape, transform.bijective
         self.log_det_kind, self.inverse_kind = transform.log_det_kind, transform.inverse_kind
         self.cheap_direction = transform.cheap_direction
-        self.accuracy, self.eager_only = transform.accuracy, transform.eager_only
+        self.accuracy, self.eager_only, self.log_det_costs = transform.accuracy, transform.eager_only, transform.log_det_costs
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         r"""The transform and its log-determinant in one pass.
@@ -480,7 +482,7 @@ class Inverse(FlowTransform):
         self.bijective = transform.bijective
         self.log_det_kind = transform.log_det_kind
         self.inverse_kind = transform.inverse_kind
-        self.accuracy, self.eager_only = transform.accuracy, transform.eager_only
+        self.accuracy, self.eager_only, self.log_det_costs = transform.accuracy, transform.eager_only, transform.log_det_costs
         swap: dict[CheapDirection, CheapDirection] = {"forward": "inverse", "inverse": "forward", "both": "both"}
         self.cheap_direction = swap[transform.cheap_direction]
 

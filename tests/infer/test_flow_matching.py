@@ -85,12 +85,13 @@ def test_a_conditional_density_follows_its_context():
 def test_pairs_of_optimal_transport_are_nearest_in_sum_and_lose_nothing():
     torch.manual_seed(0)
     starts, ends = torch.randn(64, 2), torch.randn(64, 2) + 1
-    paired = _paired(starts, ends)
+    flow = flows.get("cnf")(2)
+    paired = _paired(starts, ends, flow)
     assert torch.equal(paired.sort(0)[0], starts.sort(0)[0])
     cost = (paired - ends).square().sum()
     assert all(cost <= (starts[torch.randperm(64)] - ends).square().sum() for _ in range(50))
     # In one dimension the pairing is that of the ranks.
-    assert torch.equal(_paired(starts[:, :1], ends[:, :1])[:, 0].argsort(), ends[:, 0].argsort())
+    assert torch.equal(_paired(starts[:, :1], ends[:, :1], flow)[:, 0].argsort(), ends[:, 0].argsort())
 
 
 def test_the_loss_is_that_of_the_field_and_the_same_in_evaluation_mode():

@@ -12,9 +12,12 @@ import torch
 import pyro_flows as pf
 from pyro_flows import manifolds as m
 from pyro_flows.distributions import FlowDistribution
+from pyro_flows.nn import VelocityMLP
 from pyro_flows.transforms import Affine, Compose, MoebiusMixture, NonCompactProjection
 
 F64 = torch.float64
+# Steps that adapt look at values, which the oracle's vmap does not allow.
+GRID = {"solver": "rk4", "num_steps": 20, "tolerance": 2e-5}
 SPHERES = {
     "NormalizedAffine": m.NormalizedAffine,
     "NormalizedLinear": m.NormalizedLinear,
@@ -23,6 +26,7 @@ SPHERES = {
     "ExponentialMap": m.ExponentialMap,
     "CylinderSpline": lambda n, c: m.CylinderSpline(n, c, hidden_dims=(8,)),
     "CylinderSpline, other axis": lambda n, c: m.CylinderSpline(n, c, hidden_dims=(8,), axis=0),
+    "SphereCNF": lambda n, c: m.SphereCNF(VelocityMLP(n, c, (8, 8)), **GRID),
     "a composition": lambda n, c: Compose([m.Moebius(n, c), m.ExponentialMap(n), m.CylinderSpline(n, c, hidden_dims=(8,)).inv]),
 }
 TORI = {
@@ -33,6 +37,9 @@ TORI = {
     "CircularAutoregressive": lambda n, c: m.CircularAutoregressive(n, c, hidden_dims=(8,)),
     "CircularAutoregressive, projection": lambda n, c: m.CircularAutoregressive(
         n, c, hidden_dims=(8,), circle_map=NonCompactProjection, order=list(range(n))[::-1]
+    ),
+    "circles and lines, TorusCNF": lambda n, c: m.TorusCNF(
+        VelocityMLP(n + (n + 1) // 2, c, (6, 6), time="concat"), [i % 2 == 0 for i in range(n)], **GRID
     ),
     "circles and lines, coupling": lambda n, c: m.CircularCoupling(
         n, c, hidden_dims=(8,), circles=[i % 2 == 0 for i in range(n)], line_map=Affine
@@ -104,13 +111,14 @@ def test_both_directions_and_the_ratio_of_the_oracle(name, n, c):
     y, log_ratio = transform.forward_and_log_det(x, context)
     assert bool(transform.codomain.check(y).all())
     back, log_ratio_back = transform.inverse_and_log_det(y, context)
-    assert apart(kind, back, x, circles_of(transform)) < 1e-9
-    assert float((log_ratio_back + log_ratio).detach().abs().max()) < 1e-9
+    allowed = max(1e-9, transform.accuracy)
+    assert apart(kind, back, x, circles_of(transform)) < allowed
+    assert float((log_ratio_back + log_ratio).detach().abs().max()) < allowed
     dim = n if kind == "torus" else n - 1
     _, truth = m.log_volume_ratio(lambda v: transform.forward_and_log_det(v, context)[0], x, PROJECTIONS[kind], dim)
-    assert float((log_ratio - truth).detach().abs().max()) < 1e-9
+    assert float((log_ratio - truth).detach().abs().max()) < allowed
     _, truth = m.log_volume_ratio(lambda v: transform.inverse_and_log_det(v, context)[0], y, PROJECTIONS[kind], dim)
-    assert float((log_ratio_back - truth).detach().abs().max()) < 1e-8
+    assert float((log_ratio_back - truth).detach().abs().max()) < 10 * allowed
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -215,7 +223,8 @@ def test_draws_have_the_density(name):
     kind, transform = FAMILIES[name][0], built(name, 3)
     q = pf.FlowDistribution(transform)
     y, log_q = q.rsample_and_log_prob((4000,))
-    torch.testing.assert_close(q.log_prob(y.detach()), log_q, atol=1e-8, rtol=1e-8)
+    allowed = max(1e-8, transform.accuracy)
+    torch.testing.assert_close(q.log_prob(y.detach()), log_q, atol=allowed, rtol=allowed)
     # E_q[p / q] = 1 for the uniform density p, or nearly so where lines are normal.
     if kind != "torus" or "lines" not in name:
         ratio = (FlowDistribution(transform).base.log_prob(y) - log_q).exp().detach()

@@ -173,6 +173,19 @@ def test_costs_are_collected_from_any_loss_and_passes_are_not_remembered():
         _ = costs.jacobian_norm
 
 
+def test_draws_alone_leave_the_density_out_and_are_scored_later():
+    q = FlowDistribution(moved(flows.get("cnf")(3, tolerance=1e-8), 0.2)).double()
+    torch.manual_seed(0)
+    value = q.sample((20,))
+    torch.manual_seed(0)
+    again, log_prob = q.rsample_and_log_prob((20,))
+    assert (value - again).abs().max() < 1e-6
+    assert (q.log_prob(value) - log_prob).abs().max() < 1e-6
+    with record_costs() as costs:
+        q.sample((2,))
+    assert costs.evaluations > 0 and not costs._kinetic
+
+
 def test_rows_of_any_batch_shape_and_none():
     flow = moved(CNF(VelocityMLP(2, 3)))
     x, context = torch.randn(4, 1, 2), torch.randn(5, 3)

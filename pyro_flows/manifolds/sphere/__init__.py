@@ -10,6 +10,7 @@ from .geometry import SPHERE, log_area, project_to_sphere
 from .moebius import Moebius
 from .normalized_affine import NormalizedAffine, NormalizedLinear, NormalizedTranslation
 from .rotation import Rotation
+from .sphere_cnf import SphereCNF
 from .uniform import UniformSphere
 from .von_mises_fisher import VonMisesFisher, log_normaliser
 
@@ -23,6 +24,7 @@ __all__ = [
     "NormalizedLinear",
     "NormalizedTranslation",
     "Rotation",
+    "SphereCNF",
     "SphereTransform",
     "UniformSphere",
     "VonMisesFisher",

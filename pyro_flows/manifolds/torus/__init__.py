@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .angles import ANGLE, ProductOfCircles, check_circles, circles_of, features, support, wrap, wrapped
 from .circular_layers import CircularAutoregressive, CircularCoupling
+from .torus_cnf import TorusCNF
 from .uniform import UniformTorus
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "CircularAutoregressive",
     "CircularCoupling",
     "ProductOfCircles",
+    "TorusCNF",
     "UniformTorus",
     "check_circles",
     "circles_of",
