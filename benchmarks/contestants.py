@@ -75,7 +75,15 @@ CONTESTANTS: dict[str, Callable[[int], tuple[nn.Module, LogProb]]] = {
 }
 
 
-def train(module: nn.Module, log_prob: LogProb, data: Tensor, seconds: float, lr: float, validation: Tensor | None = None) -> int:
+def train(
+    module: nn.Module,
+    log_prob: LogProb,
+    data: Tensor,
+    seconds: float,
+    lr: float,
+    validation: Tensor | None = None,
+    batch: int = BATCH,
+) -> int:
     """Maximum likelihood until the processor has worked that long; returns the number of steps.
 
     With rows for validation, these are looked at forty times, and the best state is kept.
@@ -93,7 +101,7 @@ def train(module: nn.Module, log_prob: LogProb, data: Tensor, seconds: float, lr
                 best, state = found, copy.deepcopy(module.state_dict())
         for group in optimiser.param_groups:
             group["lr"] = lr * 0.5 * (1 + math.cos(math.pi * share)) * min(1.0, (steps + 1) / 50)
-        loss = -log_prob(data[torch.randint(len(data), (BATCH,))]).mean()
+        loss = -log_prob(data[torch.randint(len(data), (batch,))]).mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(module.parameters(), 5.0)
