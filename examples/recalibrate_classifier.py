@@ -81,16 +81,16 @@ def main() -> None:
                 by_likelihood(calibration.double(), p, label, steps)
             print(f"{name:<28} {scores(calibration(test), test_label)}")
 
-    settings = {"max_steps": 20} if arguments.quick else {"max_time": 60.0}
+    settings = {"max_steps": 20, "guide": pf.AutoFlow(model, flow="affine")} if arguments.quick else {"max_time": 60.0}
     start = Calibration(10).double()
-    fit = pf.fit(model, start, p, label, num_particles=64, seed=0, progress=False, **settings)
+    fit = pf.fit(model, start, p, label, num_particles=32, seed=0, progress=False, **settings)
     draws = fit.sample(200, seed=0)
     mean = torch.zeros_like(test)
     for i in range(200):
         values = {site.removeprefix("calibration."): value[i] for site, value in draws.items()}
         mean += torch.func.functional_call(start, values, (test,)).detach() / 200
     print(f"{'posterior, predictive':<28} {scores(mean, test_label)}")
-    print(fit.diagnose())
+    print(fit.diagnose(1000))
 
 
 if __name__ == "__main__":

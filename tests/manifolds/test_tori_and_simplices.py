@@ -91,12 +91,13 @@ def test_numbers_beside_angles_are_standardised_and_angles_are_not():
     assert "rows held out" in str(fit)
 
 
-@pytest.mark.parametrize("event", ["sphere", "torus", "simplex"])
-def test_densities_on_manifolds_by_name(event):
-    (name,) = flows.names(event)
+@pytest.mark.parametrize(
+    ("event", "name"), [(event, name) for event in ("sphere", "torus", "simplex") for name in flows.names(event)]
+)
+def test_densities_on_manifolds_by_name(event, name):
     noise = torch.randn(64, 3)
     data = {"sphere": m.project_to_sphere(noise), "torus": noise.tanh() * math.pi, "simplex": noise.softmax(-1)}[event]
-    options = {"num_layers": 2, "hidden_dims": (8,)}
+    options = {"hidden_dims": (8,), **({"tolerance": 1e-3} if name.endswith("cnf") else {"num_layers": 2})}
     fit = pf.fit_density(name, data, flow_options=options, max_epochs=2, seed=0, progress=False)
     assert fit.log_prob(data).shape == (64,) and bool(fit.distribution.support.check(fit.sample(10, seed=0)).all())
     with pytest.raises(ValueError, match="standardise must be False"):
