@@ -37,7 +37,6 @@ TRANSFORMS: dict[str, Factory] = {
     "Autoregressive(HeavyTails)": lambda d, c: t.Autoregressive(d, t.HeavyTails(), c, hidden_dims=(8,)),
     "AffineTril": t.AffineTril,
     "BlockAutoregressive": lambda d, c: t.BlockAutoregressive(d, c, hidden_factor=3, num_hidden=2),
-    "CNF": lambda d, c: t.CNF(VelocityMLP(d, c, (8, 8)), tolerance=2e-6),
     "CNF(own field, adjoint)": lambda d, c: t.CNF(Saturating(d, c), gradient="adjoint", tolerance=2e-6),
     "CNF(rk4)": lambda d, c: t.CNF(VelocityMLP(d, c, (8,), time="concat"), solver="rk4", num_steps=16, tolerance=1e-8),
     "ConvexPotential": lambda d, c: t.ConvexPotential(d, c, hidden_dims=(8, 8)),

@@ -26,7 +26,7 @@ SOLVED = {
     *("naf", "umnn", "sospf", "bernstein", "bnaf", "gaussianization"),
     *("BlockAutoregressive", "Coupling(MonotonicNetwork)", "Coupling(MixtureCDF, logistic)", "Elementwise(MixtureCDF, gaussian)"),
     *("Coupling(Bernstein)", "Coupling(SumOfSquares)", "Elementwise(MoebiusMixture)"),
-    *("CNF", "CNF(own field, adjoint)", "cnf"),
+    *("CNF(own field, adjoint)", "cnf"),
     *("Residual(Lipschitz)", "Residual(proximal)", "ConvexPotential"),
     *("residual", "proximal_residual", "convex_potential"),
 }

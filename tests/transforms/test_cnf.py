@@ -197,7 +197,7 @@ def test_rows_of_any_batch_shape_and_none():
 
 
 def test_times_may_run_backwards():
-    field = moved(VelocityMLP(2)).double()
+    field = moved(VelocityMLP(2), 0.2).double()
     x = torch.randn(3, 2, dtype=torch.float64)
     one, other = CNF(field, t0=0.0, t1=1.0, tolerance=1e-8), CNF(field, t0=1.0, t1=0.0, tolerance=1e-8)
     for a, b in zip(one.forward_and_log_det(x), other.inverse_and_log_det(x), strict=True):
@@ -267,8 +267,8 @@ def test_memory_of_the_adjoint_does_not_grow_with_steps():
             flow.forward_and_log_det(torch.randn(50, 2, dtype=torch.float64))
         return total
 
-    assert saved("steps", 1e-9) > 2 * saved("steps", 1e-4)
-    assert saved("adjoint", 1e-9) == saved("adjoint", 1e-4)
+    assert saved("steps", 1e-7) > 1.5 * saved("steps", 1e-3)
+    assert saved("adjoint", 1e-7) == saved("adjoint", 1e-3)
 
 
 def test_estimated_densities_are_no_weights():
