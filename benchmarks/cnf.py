@@ -113,7 +113,7 @@ def contestant(name: str, dim: int) -> tuple[nn.Module, Callable[[Tensor], Tenso
 
 
 def timed(dim: int, seed: int, rounds: int) -> dict[str, tuple[float, float]]:
-    """Milliseconds of log_prob with gradient and of draws, 256 rows, of fields that were trained for two seconds."""
+    """Milliseconds of log_prob with gradient and of draws, 256 rows, of fields that were trained for five seconds."""
     made = {}
     for name in ("ours", "zuko"):
         torch.manual_seed(seed)

@@ -102,6 +102,7 @@ TOLD: dict[str, Factory] = {
 SMALLER: dict[str, dict[str, object]] = {
     "bernstein": {"num_layers": 2, "degree": 5},
     "bnaf": {"num_layers": 2, "hidden_factor": 4},
+    "cnf": {"hidden_dims": (16, 16), "tolerance": 2e-6},
     "convex_potential": {"num_layers": 2, "hidden_dims": (16, 16)},
     "gaussianization": {"num_layers": 2, "num_components": 3},
     "naf": {"num_layers": 2, "num_units": 4},

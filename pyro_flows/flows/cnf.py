@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -9,12 +10,20 @@ from ..manifolds.sphere import SphereCNF
 from ..manifolds.sphere.geometry import check_ambient_dim
 from ..manifolds.torus import TorusCNF, check_circles
 from ..nn.velocity import VelocityMLP
-from ..solvers.ode import Solver
 from ..transforms.cnf import CNF
 from ..transforms.compose import Compose
 from ..transforms.core import FlowTransform
 from ..transforms.surjections import Augmentation
 from .registry import register
+
+
+def _known(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of :class:`~pyro_flows.transforms.CNF`, if they are no others."""
+    known = [name for name, entry in inspect.signature(CNF).parameters.items() if entry.kind is entry.KEYWORD_ONLY]
+    unknown = sorted(options.keys() - set(known))
+    if unknown:
+        raise ValueError(f"options {unknown} are unknown; those of a continuous flow are {known}")
+    return options
 
 
 @register("cnf", cheap="both", inverse="solved", paper="https://arxiv.org/abs/1810.01367")
@@ -25,12 +34,7 @@ def cnf(
     hidden_dims: Sequence[int] = (64, 64),
     activation: Literal["tanh", "softplus", "silu"] = "tanh",
     time: Literal["film", "concat"] = "film",
-    solver: Solver = "dopri5",
-    tolerance: float = 1e-5,
-    num_steps: int | None = None,
-    trace: Literal["auto", "exact", "estimate"] = "auto",
-    probes: Literal["rademacher", "gaussian"] = "rademacher",
-    gradient: Literal["steps", "adjoint"] = "steps",
+    **options: Any,
 ) -> FlowTransform:
     """Continuous normalizing flow of a multilayer perceptron, with the exact trace where layers are two.
 
@@ -44,12 +48,7 @@ def cnf(
         hidden_dims: Hidden layers of the velocity.
         activation: See :class:`~pyro_flows.nn.VelocityMLP`.
         time: See :class:`~pyro_flows.nn.VelocityMLP`.
-        solver: See :class:`~pyro_flows.transforms.CNF`.
-        tolerance: See :class:`~pyro_flows.transforms.CNF`.
-        num_steps: See :class:`~pyro_flows.transforms.CNF`.
-        trace: See :class:`~pyro_flows.transforms.CNF`.
-        probes: See :class:`~pyro_flows.transforms.CNF`.
-        gradient: See :class:`~pyro_flows.transforms.CNF`.
+        options: As for :class:`~pyro_flows.transforms.CNF`, such as ``solver`` and ``tolerance``.
 
     Raises:
         ValueError: If an argument is not as described.
@@ -58,8 +57,7 @@ def cnf(
         >>> cnf(3).cheap_direction
         'both'
     """
-    velocity = VelocityMLP(input_dim, context_dim, hidden_dims, activation=activation, time=time)
-    return CNF(velocity, solver=solver, tolerance=tolerance, num_steps=num_steps, trace=trace, probes=probes, gradient=gradient)
+    return CNF(VelocityMLP(input_dim, context_dim, hidden_dims, activation=activation, time=time), **_known(options))
 
 
 @register("sphere_cnf", cheap="both", inverse="solved", paper="https://arxiv.org/abs/2006.10605", event="sphere")
@@ -82,7 +80,7 @@ def sphere_cnf(input_dim: int, context_dim: int = 0, *, hidden_dims: Sequence[in
         >>> sphere_cnf(3).event_shape
         torch.Size([3])
     """
-    return SphereCNF(VelocityMLP(check_ambient_dim(input_dim), context_dim, hidden_dims), **options)
+    return SphereCNF(VelocityMLP(check_ambient_dim(input_dim), context_dim, hidden_dims), **_known(options))
 
 
 @register("torus_cnf", cheap="both", inverse="solved", paper="https://arxiv.org/abs/2006.10605", event="torus")
@@ -114,14 +112,15 @@ def torus_cnf(
         vectors of (angle in [-pi, pi), number)
     """
     which = check_circles(input_dim, circles)
-    return TorusCNF(VelocityMLP(input_dim + sum(which), context_dim, hidden_dims), which, **options)
+    return TorusCNF(VelocityMLP(input_dim + sum(which), context_dim, hidden_dims), which, **_known(options))
 
 
 def augmented_cnf(input_dim: int, context_dim: int = 0, *, num_more: int, **options: Any) -> FlowTransform:
     """Continuous flow of the data with further variables, which may pass each other where those of the data cannot.
 
     The further ones are drawn from a normal distribution that hangs on the data, so that the log-density of the data is a lower
-    bound in one draw; :func:`~pyro_flows.flows.log_marginal` has the importance-weighted estimate.
+    bound in one draw. The mean of exponentials of S draws, ``q.log_prob(x.expand(S, *x.shape)).logsumexp(0) - math.log(S)``, is the
+    importance-weighted estimate of it, from below in the mean too, and exact as S grows.
 
     References:
         Dupont, Doucet, Teh (2019), *Augmented neural ODEs*, https://arxiv.org/abs/1904.01681;

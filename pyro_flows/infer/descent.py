@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -160,7 +161,7 @@ class _Progress:
         time = torch.linspace(-0.5, 0.5, count, dtype=torch.float64, device="cpu")
         weights = time / time.square().sum()
         fall = -float(weights @ torch.tensor(self.levels[-count:], dtype=torch.float64, device="cpu"))
-        noise = float(torch.tensor(self.noises[-count:]).median()) * float(weights.norm())
+        noise = statistics.median(self.noises[-count:]) * float(weights.norm())
         return fall < max(2 * noise, _LITTLE)
 
 

@@ -17,7 +17,7 @@ from pyro_flows.distributions import FlowDistribution, FlowMixture
 from pyro_flows.flows.registry import FlowFactory, build
 from pyro_flows.manifolds.torus import circles_of
 from pyro_flows.nn import Standardised
-from pyro_flows.transforms import Compose, ContextMap, FlowTransform, LowerCholeskyAffine, record_costs
+from pyro_flows.transforms import CNF, Compose, ContextMap, FlowTransform, LowerCholeskyAffine, record_costs
 from pyro_flows.transforms.actnorm import initialize_actnorms
 from pyro_flows.transforms.supports import is_real
 
@@ -218,6 +218,8 @@ def fit_density(
         if len(rows[0]) < 2:
             raise ValueError(f"data leave {len(rows[0])} rows to train on; hold out fewer, by validation_share={validation_share}")
         distribution = _distribution(flow, rows, dict(flow_options or {}), standardise)
+        if weights and not any(isinstance(module, CNF) for module in distribution.modules()):
+            raise ValueError(f"regularise is for continuous flows, which solve an equation; leave it out for\n{distribution}")
         if bool((data == data.round()).all()) and _members(distribution)[0].transform.bijective:
             warnings.warn(
                 "all data are whole numbers, of which a flow is no density: its likelihood grows without bound as it narrows to "
@@ -233,8 +235,8 @@ def fit_density(
             if not weights or not distribution.training:
                 return -at.log_prob(points).mean()
             with record_costs() as costs:
-                loss = -at.log_prob(points).mean()
-            return loss + sum(weight * getattr(costs, name) for name, weight in weights.items())
+                nll = -at.log_prob(points).mean()
+            return nll + sum(weight * getattr(costs, name) for name, weight in weights.items())
 
         if isinstance(distribution, FlowMixture):
             separate_members(distribution, rows[0], lr)

@@ -56,10 +56,10 @@ def solve_ode(
     r"""Solve :math:`\dot s = f(t, s)` from one time to another.
 
     Solvers that adapt are those of torchdiffeq. The estimated error of every step is kept below ``tolerance``, times the mean of 1
-    and the size of what is solved for, in every number of every row; one step size serves all rows. They
-    look at values, which compilation and ``vmap`` do not allow: there a solver on a fixed grid is needed. Gradients go through the
-    steps, or with ``adjoint`` are those of the adjoint equation, solved backwards at the same tolerance with memory that does not
-    grow with the number of steps.
+    and the size of what is solved for, in every number of every row; one step size serves all rows. They look at values,
+    which compilation and ``vmap`` do not allow: there a solver on a fixed grid is needed. Gradients go through the steps, or with
+    ``adjoint`` are those of the adjoint equation, solved backwards at the same tolerance with memory that does not grow with the
+    number of steps.
 
     References:
         Chen, Rubanova, Bettencourt, Duvenaud (2018), *Neural ordinary differential equations*, https://arxiv.org/abs/1806.07366

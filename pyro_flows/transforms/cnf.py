@@ -13,6 +13,7 @@ from ..nn.velocity import FieldAtContext, VelocityField
 from ..solvers.ode import Solver, check_solver, solve_ode
 from .core import FlowTransform
 from .solve_costs import recorder
+from .supports import is_real
 from .values_only import wants_log_det
 
 #: Number of variables up to which a trace without closed form is exact unless told otherwise.
@@ -198,14 +199,20 @@ class CNF(FlowTransform):
         return (1 - share)[..., None] * start + share[..., None] * end, end - start
 
     def _integrate(
-        self, slope: object, state: Tensor, context: Tensor | None, start: float, end: float, watched: int | None = None
+        self,
+        slope: Callable[[Tensor, Tensor], Tensor],
+        state: Tensor,
+        context: Tensor | None,
+        start: float,
+        end: float,
+        watched: int | None = None,
     ) -> Tensor:
         adjoint = None
         if self.gradient == "adjoint" and torch.is_grad_enabled():
             tensors = [*self.velocity.parameters(), *([] if context is None else [context])]
             adjoint = [tensor for tensor in tensors if tensor.requires_grad]
         return solve_ode(
-            slope,  # type: ignore[arg-type]
+            slope,
             state,
             start,
             end,
@@ -221,7 +228,7 @@ class CNF(FlowTransform):
         return normal if self.probes == "gaussian" else torch.where(normal > 0, 1.0, -1.0).to(x.dtype)
 
     def forward_with_score(self, x: Tensor, score: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        r"""As for every transform; the score is carried along.
+        r"""As for every transform; of vectors and with the exact trace the score is carried along.
 
         .. math:: \dot s = -\nabla_x \Big(v^\top s + \mathrm{tr}\,\frac{\partial v}{\partial x}\Big)
 
@@ -229,7 +236,7 @@ class CNF(FlowTransform):
             Vaitl, Nicoli, Nakajima, Kessel (2022), *Path-gradient estimators for continuous normalizing flows*,
             https://arxiv.org/abs/2206.09016
         """
-        if self.log_det_kind != "exact":
+        if self.log_det_kind != "exact" or not is_real(self.domain):
             return super().forward_with_score(x, score, context)
         x, context = self._check(x, context, "forward_with_score")
         field, dim, graph, costs = self.velocity.at(context), self.input_dim, torch.is_grad_enabled(), recorder()

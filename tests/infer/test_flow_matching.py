@@ -172,6 +172,7 @@ def test_regularisers_make_fields_slower_and_smoother():
         ),
         (lambda x: pf.fit_density("cnf", x, objective="score_matching"), "objective must be"),
         (lambda x: pf.fit_density("cnf", x, regularise={"energy": 1.0}), "regularise must have weights"),
+        (lambda x: pf.fit_density("maf", x, regularise={"kinetic_energy": 1.0}), "regularise is for continuous flows"),
         (lambda x: pf.fit_density("cnf", x, regularise={"kinetic_energy": -1.0}), "not negative"),
         (
             lambda x: pf.fit_density("cnf", x, objective="flow_matching", regularise={"kinetic_energy": 1.0}),

@@ -121,6 +121,13 @@ def test_a_descent_slower_than_its_noise_in_each_window_is_no_plateau():
     assert not any(stop.update(losses[: i + 1]) for i in range(9, 1000, 10))
 
 
+def test_the_stop_rule_does_not_care_for_the_default_device():
+    losses = [float(x) for x in torch.randn(100, generator=torch.Generator().manual_seed(0))]
+    with torch.device("meta"):
+        stop = _Progress(Schedule(window=10, patience=3, min_steps=40))
+        assert any(stop.update(losses[: i + 1]) for i in range(9, 100, 10))
+
+
 def test_single_steps_from_a_far_tail_do_not_end_training():
     stop = _Progress(Schedule(window=10, patience=3, min_steps=40))
     losses = [1e6 if i % 10 == 3 else 100.0 - i for i in range(200)]

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from pyro_flows import FlowDistribution, flows
+from pyro_flows.guides.flow_guide import check_exact_density
 from pyro_flows.nn import VelocityField, VelocityMLP
 from pyro_flows.solvers import solve_ode
 from pyro_flows.transforms import CNF, record_costs
@@ -219,6 +220,8 @@ def test_times_may_run_backwards():
         (lambda: CNF(VelocityMLP(2), probes="uniform"), "probes must be"),
         (lambda: CNF(VelocityMLP(2), gradient="none"), "gradient must be"),
         (lambda: CNF(VelocityMLP(2), solver="rk4", num_steps=4, gradient="adjoint"), "is for a solver that adapts"),
+        (lambda: flows.get("cnf")(2, tolerence=1e-3), "options \\['tolerence'\\] are unknown"),
+        (lambda: flows.build("sphere_cnf", 3, for_data=True, steps=3), "options \\['steps'\\] are unknown"),
         (lambda: VelocityMLP(2, hidden_dims=()), "one width at least"),
         (lambda: VelocityMLP(2, activation="relu"), "activation must be"),
         (lambda: VelocityMLP(2, time="none"), "time must be"),
@@ -275,7 +278,10 @@ def test_estimated_densities_are_no_weights():
     assert CNF(VelocityMLP(100)).log_det_kind == "exact"
     assert CNF(VelocityMLP(100, hidden_dims=(8, 8, 8))).log_det_kind == "estimate"
     assert CNF(VelocityMLP(16, hidden_dims=(8, 8, 8))).log_det_kind == "exact"
-    assert CNF(Linear(torch.eye(20))).log_det_kind == "estimate"
+    estimated = CNF(Linear(torch.eye(20)))
+    assert estimated.log_det_kind == "estimate"
+    with pytest.raises(ValueError, match="exact"):
+        check_exact_density(FlowDistribution(estimated))
 
 
 def test_augmented_flow_is_a_bound_in_the_mean():

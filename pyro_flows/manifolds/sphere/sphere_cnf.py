@@ -9,7 +9,6 @@ from torch import Tensor
 
 from pyro_flows.nn.velocity import FieldAtContext, VelocityField
 from pyro_flows.transforms.cnf import CNF, Rates
-from pyro_flows.transforms.core import FlowTransform
 
 from .geometry import SPHERE, check_ambient_dim, check_on_sphere, project_to_sphere
 
@@ -52,9 +51,6 @@ class SphereCNF(CNF):
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return super().inverse_and_log_det(check_on_sphere(y, "y"), context)
-
-    def forward_with_score(self, x: Tensor, score: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        return FlowTransform.forward_with_score(self, x, score, context)
 
     def _rates(self, field: FieldAtContext, t: Tensor, x: Tensor, probe: Tensor | None) -> Rates:
         x = project_to_sphere(x)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from pyro_flows.nn.velocity import FieldAtContext, VelocityField
 from pyro_flows.transforms.cnf import CNF, Rates
-from pyro_flows.transforms.core import FlowTransform
 
 from .angles import check_circles, features, support, wrapped
 
@@ -55,9 +54,6 @@ class TorusCNF(CNF):
         self.input_dim = len(self.circles)
         self.event_shape = torch.Size((self.input_dim,))
         self.domain = self.codomain = support(self.circles)
-
-    def forward_with_score(self, x: Tensor, score: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        return FlowTransform.forward_with_score(self, x, score, context)
 
     def _rates(self, field: FieldAtContext, t: Tensor, x: Tensor, probe: Tensor | None) -> Rates:
         z = features(x, self.circles)
