@@ -152,5 +152,6 @@ def check_exact_density(guide: nn.Module) -> None:
         if isinstance(module, FlowTransform) and module.log_det_kind != "exact":
             raise ValueError(
                 f"the guide's density is not exact (log_det_kind={module.log_det_kind!r} of its {type(module).__name__}), and "
-                f'cannot weigh draws; build the flow with an exact log-determinant, such as log_det="exact" of a residual flow or trace="exact" of a continuous one'
+                f'cannot weigh draws; build the flow with an exact log-determinant, such as log_det="exact" of a residual flow or '
+                f'trace="exact" of a continuous one'
             )

@@ -140,7 +140,8 @@ def _adapting(
     adjoint: Sequence[Tensor] | None,
     watched: int | None,
 ) -> Tensor:
-    from torchdiffeq import odeint, odeint_adjoint  # takes long to import
+    with torch.device("cpu"):  # where its tables are made, once; they are moved when used
+        from torchdiffeq import odeint, odeint_adjoint  # takes long to import
 
     rows = state.reshape(-1, state.shape[-1])
 

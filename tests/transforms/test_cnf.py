@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -272,6 +274,16 @@ def test_memory_of_the_adjoint_does_not_grow_with_steps():
 
     assert saved("steps", 1e-7) > 1.5 * saved("steps", 1e-3)
     assert saved("adjoint", 1e-7) == saved("adjoint", 1e-3)
+
+
+def test_the_library_of_solvers_may_be_loaded_inside_another_default_device():
+    code = (
+        "import torch; from pyro_flows import flows; flow = flows.get('cnf')(2); x = torch.ones(3, 2)\n"
+        "with torch.device('meta'): y = flow(x)\n"
+        "print(y.device.type, bool((y == x).all()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["cpu", "True"], done.stderr
 
 
 def test_estimated_densities_are_no_weights():
