@@ -19,6 +19,7 @@ from pyro_flows.model import LogJoint, initial_point, read_model
 
 from .choice import choose_guide
 from .descent import Callback, Schedule, Training
+from .grid_training import train_on_grids
 from .ladder import climb_ladder
 from .modes import describe_modes, missed_by
 from .path_gradient import OBJECTIVES
@@ -186,7 +187,7 @@ def fit(
 
         def trained() -> Training:
             if guide is not None:
-                return run(max_steps, 1.0)
+                return train_on_grids(auto_guide.distribution, log_joint.full, run, max_steps, record)
             if structure.subsampled:
                 return climb_ladder(auto_guide, log_joint.full, run, max_steps, record)
             left = math.inf if max_time is None else 0.5 * max(max_time - (time.monotonic() - began), 0.0)

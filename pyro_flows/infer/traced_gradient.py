@@ -137,7 +137,9 @@ def _why_not(distribution: FlowDistribution, log_density: LogDensity) -> str | N
         return "the model runs with rewrites"
     if not isinstance(distribution.base, StandardNormal):
         return "the base of the guide is no standard normal"
-    if distribution.transform.inverse_kind == "solved":
+    if distribution.transform.eager_only:
+        return "the guide solves an equation by steps that adapt to values"
+    if distribution.transform.inverse_kind == "solved" and distribution.transform.cheap_direction != "both":
         return "the guide solves for its inverse"
     if any(module.training and isinstance(module, nn.modules.dropout._DropoutNd) for module in distribution.modules()):
         return "the guide draws random numbers (dropout)"

@@ -21,6 +21,7 @@ from .low_rank_affine import LowRankAffine
 from .lower_cholesky_affine import LowerCholeskyAffine
 from .lu_linear import LULinear
 from .non_centring import NonCentring
+from .on_grid import on_grid
 from .orthogonal import Orthogonal
 from .partial_centring import PartialCentring
 from .per_pixel import InvertibleConv1x1, PerPixel
@@ -57,6 +58,7 @@ from .univariate import (
 __all__ = [
     "CNF",
     "SolveCosts",
+    "on_grid",
     "record_costs",
     "Abs",
     "ActNorm",

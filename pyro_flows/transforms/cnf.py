@@ -119,11 +119,16 @@ class CNF(FlowTransform):
         self.probes, self.gradient = probes, gradient
         exact = trace == "exact" or (trace == "auto" and (velocity.divergence_is_cheap or velocity.dim <= _SMALL))
         self.log_det_kind = "exact" if exact else "estimate"
-        self.accuracy, self.eager_only = self.tolerance, num_steps is None
+        self.accuracy = self.tolerance
 
     def extra_repr(self) -> str:
         steps = f"tolerance={self.tolerance:g}" if self.num_steps is None else f"num_steps={self.num_steps}"
         return f"t0={self.t0:g}, t1={self.t1:g}, solver={self.solver!r}, {steps}, log_det={self.log_det_kind!r}"
+
+    @property
+    def eager_only(self) -> bool:
+        """Whether the solver adapts its steps to values."""
+        return self.num_steps is None
 
     @property
     def caches(self) -> bool:

@@ -61,7 +61,7 @@ class Compose(FlowTransform):
         kinds = [part.log_det_kind for part in parts]
         self.log_det_kind = "estimate" if "estimate" in kinds else "bound" if "bound" in kinds else "exact"
         self.inverse_kind = "solved" if any(part.inverse_kind == "solved" for part in parts) else "closed"
-        self.accuracy, self.eager_only = sum(part.accuracy for part in parts), any(part.eager_only for part in parts)
+        self.accuracy = sum(part.accuracy for part in parts)
         self.log_det_costs = any(part.log_det_costs for part in parts)
         cheap = {part.cheap_direction for part in parts} - {"both"}
         self.cheap_direction = cheap.pop() if len(cheap) == 1 else "both"

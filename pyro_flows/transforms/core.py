@@ -101,8 +101,6 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
     inverse_kind: Literal["closed", "solved"] = "closed"
     #: Error of a pass beside rounding, relative to what it gives: that of an equation solved to a tolerance.
     accuracy: float = 0.0
-    #: Whether a pass looks at values, which torch.compile and torch.func do not show.
-    eager_only: bool = False
     #: Whether the log-determinant costs as much again as the values, so that draws alone are made without it.
     log_det_costs: bool = False
 
@@ -143,7 +141,7 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
         self.output_shape, self.bijective = transform.output_shape, transform.bijective
         self.log_det_kind, self.inverse_kind = transform.log_det_kind, transform.inverse_kind
         self.cheap_direction = transform.cheap_direction
-        self.accuracy, self.eager_only, self.log_det_costs = transform.accuracy, transform.eager_only, transform.log_det_costs
+        self.accuracy, self.log_det_costs = transform.accuracy, transform.log_det_costs
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
         r"""The transform and its log-determinant in one pass.
@@ -227,6 +225,11 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
     def caches(self) -> bool:
         """Whether a pass through it, or what holds it, may be remembered: not if parameters, buffers and modes tell not all."""
         return True
+
+    @property
+    def eager_only(self) -> bool:
+        """Whether a pass through it, or a part of it, looks at values, which torch.compile and torch.func do not show."""
+        return any(part.eager_only for part in self.modules() if part is not self and isinstance(part, FlowTransform))
 
     def condition(self, context: Tensor) -> FlowTransform:
         """The transform at a given context, without need of one.
@@ -482,7 +485,7 @@ class Inverse(FlowTransform):
         self.bijective = transform.bijective
         self.log_det_kind = transform.log_det_kind
         self.inverse_kind = transform.inverse_kind
-        self.accuracy, self.eager_only, self.log_det_costs = transform.accuracy, transform.eager_only, transform.log_det_costs
+        self.accuracy, self.log_det_costs = transform.accuracy, transform.log_det_costs
         swap: dict[CheapDirection, CheapDirection] = {"forward": "inverse", "inverse": "forward", "both": "both"}
         self.cheap_direction = swap[transform.cheap_direction]
 
