@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from pyro_flows.model.latents import FlatLatents
 from pyro_flows.model.simulate import Simulations, SimulationTarget, draw
 
 from .amortized_verdict import weighted_draws
+from .flow_matching import flow_matching_loss
 from .maximum_likelihood import check_likelihood_options, maximise_likelihood
 from .result import check_count, check_seed
 
@@ -27,7 +28,7 @@ class AmortizedFit:
 
     Args:
         simulations: What it was trained on.
-        losses: Mean of :math:`-\log q(z \mid x)` over the training rows, per member and epoch.
+        losses: Mean of :math:`-\log q(z \mid x)`, or the loss of flow matching, over the training rows, per member and epoch.
         validation_losses: The same over the rows held out, at the start and after each epoch, per member.
         best_epochs: Epoch whose state each member has; 0 for the regression that training starts from.
         skipped: Steps left out because their loss or gradient was not finite.
@@ -128,7 +129,8 @@ def fit_amortized(
     num_simulations: int = 10_000,
     fresh: bool | None = None,
     warm_start: bool = False,
-    lr: float = 3e-3,
+    objective: Literal["likelihood", "flow_matching"] = "likelihood",
+    lr: float | None = None,
     batch_size: int = 256,
     max_epochs: int = 200,
     patience: int = 30,
@@ -156,7 +158,9 @@ def fit_amortized(
         fresh: Whether to draw the training rows anew for every epoch, so that there is no overfitting; the rows held out stay. None
             for doing so where no ``simulations`` are given and the model makes all draws at once.
         warm_start: Whether to go on from the guide's parameters and standardisation, as after training by the ELBO.
-        lr: Largest step size of Adam.
+        objective: ``"likelihood"``; or ``"flow_matching"``, for a guide whose flow is continuous (``flow="cnf"``): a regression for
+            its velocity, many times faster than likelihood, which solves for it; the regression around the flow stays as it starts.
+        lr: Largest step size of Adam; None for 0.003, or 0.01 of flow matching.
         batch_size: Rows per step.
         max_epochs: Passes over the training rows.
         patience: Epochs without progress on the rows held out before training stops.
@@ -178,7 +182,9 @@ def fit_amortized(
     References:
         Papamakarios, Murray (2016), https://arxiv.org/abs/1605.06376;
         Greenberg, Nonnenmacher, Macke (2019), *Automatic posterior transformation for likelihood-free inference*,
-        https://arxiv.org/abs/1905.07488
+        https://arxiv.org/abs/1905.07488;
+        Dax, Wildberger, Buchholz, Green, Macke, Schölkopf (2023), *Flow matching for scalable simulation-based inference*,
+        https://arxiv.org/abs/2305.17161
 
     Example:
         >>> def model(y=None):
@@ -190,6 +196,9 @@ def fit_amortized(
         True
     """
     _check_arguments(guide, simulations, seed)
+    if objective not in ("likelihood", "flow_matching"):
+        raise ValueError(f'objective must be "likelihood" or "flow_matching", got {objective!r}')
+    lr = (1e-2 if objective == "flow_matching" else 3e-3) if lr is None else lr
     check_likelihood_options(lr, batch_size, max_epochs, patience, validation_share, max_time)
     with torch.random.fork_rng(enabled=seed is not None):
         if seed is not None:
@@ -206,6 +215,7 @@ def fit_amortized(
             guide,
             simulations,
             target if fresh else None,
+            objective,
             lr=lr,
             batch_size=batch_size,
             max_epochs=max_epochs,
@@ -229,6 +239,7 @@ def _train(
     guide: AmortizedFlow,
     simulations: Simulations,
     target: SimulationTarget | None,
+    objective: str,
     *,
     max_epochs: int,
     max_time: float | None,
@@ -253,7 +264,7 @@ def _train(
                 guide.member(i).flow.initialize(guide.standard.inverse_and_log_det(flat[train])[0], features)
             run = maximise_likelihood(
                 guide.member(i),
-                _loss_of(guide, i),
+                _loss_of(guide, i, objective),
                 (flat[train], vector[train]),
                 (flat[held], vector[held]),
                 max_epochs=max_epochs,
@@ -277,7 +288,11 @@ def _train(
     return done
 
 
-def _loss_of(guide: AmortizedFlow, number: int) -> Callable[[Tensor, Tensor], Tensor]:
+def _loss_of(guide: AmortizedFlow, number: int, objective: str) -> Callable[[Tensor, Tensor], Tensor]:
+    if objective == "flow_matching":
+        matching = flow_matching_loss(guide.member(number).distribution)
+        return lambda flat, vector: matching(flat, guide.features(number, vector))
+
     def loss(flat: Tensor, vector: Tensor) -> Tensor:
         posterior = guide.member(number).distribution.condition(guide.features(number, vector))
         return -posterior.log_prob(flat).mean()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_flows.distributions import FlowDistribution
-from pyro_flows.transforms import CNF, Compose, ContextMap, FlowTransform
+from pyro_flows.transforms import CNF, Compose, ContextMap, FlowTransform, RegressionFlow
 from pyro_flows.transforms.supports import is_real
 
 #: Rows that are paired at a time: the work grows with the third power of their number.
@@ -121,6 +121,15 @@ def _innermost(transform: FlowTransform) -> _Innermost | None:
             return None
         flow, pull_on, tell_on = within
         return _Innermost(flow, lambda points, context: pull_on(points, told(context)), lambda context: tell_on(told(context)))
+    if isinstance(transform, RegressionFlow):
+        behind = _innermost(transform.flow)
+        if behind is None:
+            return None
+
+        def residuals(points: Tensor, context: Tensor | None) -> Tensor:
+            return behind.pull(transform.residuals(points, context)[0], transform.told(context))
+
+        return _Innermost(behind.flow, residuals, lambda context: behind.tell(transform.told(context)))
     if isinstance(transform, Compose):
         first, *rest = cast(list[FlowTransform], list(transform.parts))
         inner = _innermost(first)

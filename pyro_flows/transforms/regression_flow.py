@@ -49,25 +49,32 @@ class RegressionFlow(FlowTransform):
         super().__init__(flow.input_dim, regression.context_dim)
         self.flow, self.correlation, self.regression = flow, AffineTril(flow.input_dim).to(regression.bias), regression
         self.codomain = regression.codomain
-        self.inverse_kind, self.cheap_direction = flow.inverse_kind, flow.cheap_direction
+        self.inverse_kind, self.cheap_direction, self.accuracy = flow.inverse_kind, flow.cheap_direction, flow.accuracy
+        self.log_det_kind, self.log_det_costs = flow.log_det_kind, flow.log_det_costs
 
-    def _context(self, context: Tensor | None) -> Tensor | None:
+    def told(self, context: Tensor | None) -> Tensor | None:
+        """What the flow is told of a context ``(*, C)``: that, and the masses outside each bound."""
         if not self.regression.num_outside:
             return context
         outside = self.regression.outside(context)
         return outside if context is None else torch.cat([context, outside], -1)
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        x, first = self.flow.forward_and_log_det(x, self._context(context))
+        x, first = self.flow.forward_and_log_det(x, self.told(context))
         x, second = self.correlation.forward_and_log_det(x)
         x, third = self.regression.forward_and_log_det(x, context)
         return x, first + second + third
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        y, third = self.regression.inverse_and_log_det(y, context)
-        y, second = self.correlation.inverse_and_log_det(y)
-        y, first = self.flow.inverse_and_log_det(y, self._context(context))
-        return y, first + second + third
+        y, outer = self.residuals(y, context)
+        y, inner = self.flow.inverse_and_log_det(y, self.told(context))
+        return y, inner + outer
+
+    def residuals(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What the regression leaves of values ``(*, D)``, the values of the flow, and the log-determinant ``(*)``."""
+        y, outer = self.regression.inverse_and_log_det(y, context)
+        y, inner = self.correlation.inverse_and_log_det(y)
+        return y, inner + outer
 
     def initialize(self, y: Tensor, context: Tensor | None = None) -> None:
         """Set the regression, and then the correlation of its residuals, by likelihood; the flow stays as it is.

@@ -168,3 +168,23 @@ def test_verdict_of_an_amortised_guide_refuses_what_has_no_weights():
     assert not fit.fresh
     with pytest.raises(ValueError, match="simulator has no density"):
         fit.diagnose(torch.zeros(()))
+
+
+def test_flow_matching_trains_a_continuous_posterior():
+    """Two modes; divergences from the exact posterior, by quadrature, of data that are typical."""
+    guide = pf.AmortizedFlow(curved, flow="cnf", observed=["x"], flow_options={"hidden_dims": (32, 32)})
+    fit = pf.fit_amortized(guide, objective="flow_matching", num_simulations=4000, max_epochs=60, **QUICK)
+    assert fit.validation_losses[0][fit.best_epochs[0]] < fit.validation_losses[0][0] - 0.2
+    a = torch.linspace(-4, 4, 801)[:, None]
+    x = torch.tensor([0.3, 0.8, 1.5])
+    joint = dist.Normal(0.0, 1.0).log_prob(a) + dist.Normal(a.abs(), 0.3).log_prob(x)
+    exact = (joint - joint.logsumexp(0)).exp()
+    with torch.no_grad():
+        found = guide.log_prob({"a": a.expand(801, 3)}, x)
+    assert float((found.exp().sum(0) * 0.01 - 1).abs().max()) < 0.01
+    divergence = (exact * (exact.log() - found - torch.tensor(0.01).log())).nansum(0)
+    assert float(divergence.max()) < 0.15, divergence
+    with pytest.raises(ValueError, match="innermost layer"):
+        pf.fit_amortized(guide_of(), objective="flow_matching", num_simulations=100, **QUICK)
+    with pytest.raises(ValueError, match="objective must be"):
+        pf.fit_amortized(guide_of(), objective="elbo", num_simulations=100, **QUICK)
