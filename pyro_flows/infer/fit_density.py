@@ -163,7 +163,7 @@ def fit_density(
             innermost layer is a :class:`~pyro_flows.transforms.CNF`: a regression for its velocity, without solving for it, see
             :func:`flow_matching_loss`.
         path: Of flow matching, ``"linear"``, ``"variance_preserving"`` or ``"optimal_transport"``.
-        regularise: Weights of ``"kinetic_energy"`` and ``"jacobian_norm"`` of continuous flows in the loss, such as 0.01 of each,
+        regularise: Weights of ``"kinetic_energy"`` and ``"jacobian_norm"`` of continuous flows in the loss, such as 0.03 of each,
             which make them easier to solve; see :func:`~pyro_flows.transforms.record_costs`.
         flow_options: Keyword arguments of a registered flow.
         standardise: Whether to bring every variable to mean 0 and standard deviation 1 before the flow. By default points are, and
