@@ -4,9 +4,9 @@
 held-out points, and evaluations of the field to score and to draw 2,000 points by the solver that adapts. As in the paper, training
 is on a fixed grid, here of eight steps; ``plain, adaptive`` is trained by the solver that adapts. ``matching``: processor seconds
 after which flow matching, with minibatches of 2,048, has the nats that maximum likelihood has after ``--seconds``; the time doubles
-from an eighth of a second on until it has. Evaluations tell how straight the paths are. ``peers``: milliseconds of log_prob with its
-gradient and of draws, and nats at equal time, ours beside zuko's, of the same hidden layers and tolerance; rounds are interleaved,
-medians are shown.
+from an eighth of a second on until it has. Evaluations tell how straight the paths are. ``peers``: milliseconds of log_prob with
+its gradient and of draws, and nats at equal time, ours beside zuko's, of the same hidden layers and tolerance; rounds are
+interleaved, medians are shown.
 """
 
 from __future__ import annotations

@@ -40,6 +40,7 @@ TRANSFORMS: dict[str, Factory] = {
     "CNF(own field, adjoint)": lambda d, c: t.CNF(Saturating(d, c), gradient="adjoint", tolerance=2e-6),
     "CNF(rk4)": lambda d, c: t.CNF(VelocityMLP(d, c, (8,), time="concat"), solver="rk4", num_steps=16, tolerance=1e-8),
     "ConvexPotential": lambda d, c: t.ConvexPotential(d, c, hidden_dims=(8, 8)),
+    "FreeForm": lambda d, c: t.FreeForm(d, c, hidden_dims=(6,)),
     "LowRankAffine": t.LowRankAffine,
     "LULinear": t.LULinear,
     "Orthogonal(cayley)": t.Orthogonal,

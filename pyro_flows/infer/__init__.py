@@ -11,6 +11,7 @@ from .fit import fit
 from .fit_density import DensityFit, fit_density
 from .flow_matching import flow_matching_loss
 from .forward_kl import ForwardKLELBO
+from .free_form import free_form_loss
 from .full_size import FullSize
 from .gaussian import Gaussian
 from .joint_optim import JointOptim
@@ -42,4 +43,5 @@ __all__ = [
     "fit_density",
     "fit_truncated",
     "flow_matching_loss",
+    "free_form_loss",
 ]

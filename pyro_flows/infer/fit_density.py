@@ -22,6 +22,7 @@ from pyro_flows.transforms.actnorm import initialize_actnorms
 from pyro_flows.transforms.supports import is_real
 
 from .flow_matching import Path, flow_matching_loss
+from .free_form import free_form_loss
 from .maximum_likelihood import LikelihoodRun, check_likelihood_options, maximise_likelihood
 from .mixture_likelihood import expectation_maximisation, separate_members
 from .result import check_count, check_seed
@@ -131,7 +132,7 @@ def fit_density(
     data: Tensor,
     context: Tensor | None = None,
     *,
-    objective: Literal["likelihood", "em", "flow_matching"] = "likelihood",
+    objective: Literal["likelihood", "em", "flow_matching", "free_form"] = "likelihood",
     path: Path = "linear",
     regularise: Mapping[str, float] | None = None,
     flow_options: Mapping[str, Any] | None = None,
@@ -159,9 +160,10 @@ def fit_density(
         data: The points, ``(N, D)``, at least 10; or images, ``(N, C, H, W)``.
         context: A row of context for each, ``(N, C)``, for a conditional density.
         objective: ``"likelihood"``; ``"em"`` for a mixture: at the start of every epoch the responsibilities of its components, and
-            weights that are their means; in it, steps on the likelihood that they weigh; or ``"flow_matching"`` for a flow whose
+            weights that are their means; in it, steps on the likelihood that they weigh; ``"flow_matching"`` for a flow whose
             innermost layer is a :class:`~pyro_flows.transforms.CNF`: a regression for its velocity, without solving for it, see
-            :func:`flow_matching_loss`.
+            :func:`flow_matching_loss`; or ``"free_form"`` where it is a :class:`~pyro_flows.transforms.FreeForm`, see
+            :func:`free_form_loss`.
         path: Of flow matching, ``"linear"``, ``"variance_preserving"`` or ``"optimal_transport"``.
         regularise: Weights of ``"kinetic_energy"`` and ``"jacobian_norm"`` of continuous flows in the loss, such as 0.03 of each,
             which make them easier to solve; see :func:`~pyro_flows.transforms.record_costs`.
@@ -201,8 +203,8 @@ def fit_density(
         batch_size = min(max(256, len(data) // 16), 2048) if matching and isinstance(data, Tensor) and data.dim() else 256
     check_likelihood_options(lr, batch_size, max_epochs, patience, validation_share, max_time)
     check_seed(seed)
-    if objective not in ("likelihood", "em", "flow_matching"):
-        raise ValueError(f'objective must be "likelihood", "em" or "flow_matching", got {objective!r}')
+    if objective not in ("likelihood", "em", "flow_matching", "free_form"):
+        raise ValueError(f'objective must be "likelihood", "em", "flow_matching" or "free_form", got {objective!r}')
     if objective == "em" and not isinstance(flow, FlowMixture):
         raise ValueError(f'objective="em" is for a FlowMixture, got {type(flow).__name__}')
     weights = _checked_regularisers(regularise, objective)
@@ -245,6 +247,8 @@ def fit_density(
             train, loss, renew = expectation_maximisation(distribution, rows[0])
         elif objective == "flow_matching":
             loss = flow_matching_loss(distribution, path)  # type: ignore[arg-type]
+        elif objective == "free_form":
+            loss = free_form_loss(distribution)  # type: ignore[arg-type]
 
         began = time.monotonic()
         distribution.train()

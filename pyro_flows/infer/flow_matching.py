@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple, cast, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from pyro_flows.distributions import FlowDistribution
-from pyro_flows.transforms import CNF, Compose, ContextMap, FlowTransform, RegressionFlow
+from pyro_flows.transforms import CNF
 from pyro_flows.transforms.supports import is_real
+
+from .innermost import innermost
 
 #: Rows that are paired at a time: the work grows with the third power of their number.
 _PAIRED = 128
@@ -59,7 +61,7 @@ def flow_matching_loss(distribution: FlowDistribution, path: Path = "linear") ->
         raise ValueError(f"path must be one of {list(get_args(Path))}, got {path!r}")
     if not isinstance(distribution, FlowDistribution):
         raise ValueError(f"flow must be one flow for flow matching, got {type(distribution).__name__}")
-    found = _innermost(distribution.transform)
+    found = innermost(distribution.transform, CNF)
     if found is None:
         raise ValueError(
             f"flow matching is for a flow whose innermost layer, that next to the noise, is a CNF; got\n{distribution.transform}"
@@ -95,54 +97,6 @@ def flow_matching_loss(distribution: FlowDistribution, path: Path = "linear") ->
         return (span * velocity - moved).square().sum(-1).mean()
 
     return loss
-
-
-class _Innermost(NamedTuple):
-    """The continuous flow next to the noise.
-
-    Args:
-        flow: The flow.
-        pull: Takes points of the data, and the context, to its end.
-        tell: Makes what it is told of the context.
-    """
-
-    flow: CNF
-    pull: Callable[[Tensor, Tensor | None], Tensor]
-    tell: Callable[[Tensor | None], Tensor | None]
-
-
-def _innermost(transform: FlowTransform) -> _Innermost | None:
-    """The continuous flow next to the noise; None if there is none."""
-    if isinstance(transform, CNF):
-        return _Innermost(transform, lambda points, context: points, lambda context: context)
-    if isinstance(transform, ContextMap):
-        within, told = _innermost(transform.transform), transform._told
-        if within is None:
-            return None
-        flow, pull_on, tell_on = within
-        return _Innermost(flow, lambda points, context: pull_on(points, told(context)), lambda context: tell_on(told(context)))
-    if isinstance(transform, RegressionFlow):
-        behind = _innermost(transform.flow)
-        if behind is None:
-            return None
-
-        def residuals(points: Tensor, context: Tensor | None) -> Tensor:
-            return behind.pull(transform.residuals(points, context)[0], transform.told(context))
-
-        return _Innermost(behind.flow, residuals, lambda context: behind.tell(transform.told(context)))
-    if isinstance(transform, Compose):
-        first, *rest = cast(list[FlowTransform], list(transform.parts))
-        inner = _innermost(first)
-        if inner is None or not all(part.bijective for part in rest):
-            return None
-
-        def pull(points: Tensor, context: Tensor | None) -> Tensor:
-            for part in reversed(rest):
-                points = part.inverse_and_log_det(points, context if part.context_dim else None)[0]
-            return inner.pull(points, context)
-
-        return _Innermost(inner.flow, pull, inner.tell)
-    return None
 
 
 def _paired(starts: Tensor, ends: Tensor, flow: CNF) -> Tensor:

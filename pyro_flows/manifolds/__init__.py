@@ -13,12 +13,13 @@ from .sphere import (
     NormalizedTranslation,
     Rotation,
     SphereCNF,
+    SphereFreeForm,
     SphereTransform,
     UniformSphere,
     VonMisesFisher,
     project_to_sphere,
 )
-from .torus import CircularAutoregressive, CircularCoupling, TorusCNF, UniformTorus
+from .torus import CircularAutoregressive, CircularCoupling, TorusCNF, TorusFreeForm, UniformTorus
 from .volume_ratio import log_volume_ratio
 
 __all__ = [
@@ -36,8 +37,10 @@ __all__ = [
     "NormalizedTranslation",
     "Rotation",
     "SphereCNF",
+    "SphereFreeForm",
     "SphereTransform",
     "TorusCNF",
+    "TorusFreeForm",
     "UniformSphere",
     "UniformTorus",
     "VonMisesFisher",

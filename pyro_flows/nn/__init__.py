@@ -14,6 +14,7 @@ from .mlp import MLP
 from .residual import ResidualNet
 from .sequence import GRUEncoder
 from .sets import DeepSet, SetAttention
+from .tangent_mlp import TangentMLP
 from .velocity import VelocityField, VelocityMLP
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "ResidualNet",
     "SetAttention",
     "Standardised",
+    "TangentMLP",
     "VelocityField",
     "VelocityMLP",
 ]

@@ -58,7 +58,7 @@ def bracketed_newton(
         mode, where an element has not converged.
 
     Raises:
-        RuntimeError: In eager mode, if an element has not converged after ``max_iterations``.
+        ArithmeticError: In eager mode, if an element has not converged after ``max_iterations``.
         ValueError: If ``max_iterations`` is not positive.
 
     Example:
@@ -72,7 +72,7 @@ def bracketed_newton(
         root, converged = _search(function, target, start, stride, residual_tolerance, max_iterations)
         if is_eager() and not bool(converged.all()):
             residual = (function(root)[0] - target).abs()[~converged]
-            raise RuntimeError(
+            raise ArithmeticError(
                 f"bracketed_newton: {residual.numel()} of {target.numel()} elements have not converged in "
                 f"{max_iterations} iterations (largest residual {float(residual.max()):.3g}); check that the function "
                 "increases strictly and reaches the target, or raise max_iterations"

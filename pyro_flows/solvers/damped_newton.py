@@ -43,7 +43,7 @@ def damped_newton(
         The roots, ``(*, D)``; NaN in rows whose target is not finite and, outside of eager mode, that have not converged.
 
     Raises:
-        RuntimeError: In eager mode, if a row has not converged.
+        ArithmeticError: In eager mode, if a row has not converged.
 
     Example:
         >>> def cube(x):
@@ -56,7 +56,7 @@ def damped_newton(
         root, jacobian = root.detach(), jacobian.detach()  # no_grad does not keep tangents of forward mode off
         if is_eager() and not bool(converged.all()):
             residual = (function(root)[0] - target).abs().amax(-1)[~converged]
-            raise RuntimeError(
+            raise ArithmeticError(
                 f"damped_newton: {residual.numel()} of {converged.numel()} rows have not converged in {max_iterations} iterations "
                 f"(largest residual {float(residual.max()):.3g}); check that inputs are of ordinary size, or use float64"
             )

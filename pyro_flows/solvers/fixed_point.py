@@ -38,7 +38,8 @@ def fixed_point(
         The fixed points, ``(*, D)``; NaN in rows that are not finite.
 
     Raises:
-        RuntimeError: If a row has not converged, or under ``torch.func``, tracing or compilation.
+        ArithmeticError: If a row has not converged.
+        RuntimeError: Under ``torch.func``, tracing or compilation.
 
     Example:
         >>> fixed_point(lambda x: 1 + 0.5 * x, torch.zeros(1, dtype=torch.float64), product=lambda x, v: 0.5 * v)
@@ -66,7 +67,7 @@ def _iterate(step: Callable[[Tensor], Tensor], start: Tensor, max_iterations: in
         converged = converged | (moved <= tolerance * (1 + new.abs().amax(-1)))
         if bool(converged.all()):
             return x.masked_fill(~usable[..., None], torch.nan)
-    raise RuntimeError(
+    raise ArithmeticError(
         f"{what}: {int((~converged).sum())} of {converged.numel()} rows have not converged in {max_iterations} iterations; "
         f"check that inputs are finite and of ordinary size, or use float64"
     )

@@ -43,7 +43,7 @@ def tanh_root(coefficient: Tensor, target: Tensor) -> Tensor:
         where an element has not converged.
 
     Raises:
-        RuntimeError: In eager mode, if an element has not converged (only for ``c`` beyond all measure).
+        ArithmeticError: In eager mode, if an element has not converged (only for ``c`` beyond all measure).
 
     Example:
         >>> v = tanh_root(torch.tensor(3.0), torch.tensor([0.0, 5.0]))
@@ -77,7 +77,7 @@ def _newton(c: Tensor, target: Tensor) -> Tensor:
         if eager and bool(converged.all()):
             break
     if eager and not bool(converged.all()):
-        raise RuntimeError(
+        raise ArithmeticError(
             f"tanh_root: {int((~converged).sum())} of {t.numel()} elements have not converged in "
             f"{_MAX_EAGER_ITERATIONS} iterations; the largest of their coefficients, {float(c[~converged].max()):.6g}, "
             "should be far smaller"

@@ -14,6 +14,7 @@ from .convex_potential import ConvexPotential
 from .core import Conditioned, FlowTransform, Inverse
 from .coupling import Coupling
 from .elementwise import Elementwise
+from .free_form import FreeForm
 from .householder import Householder
 from .image_coupling import ImageCoupling
 from .logit_preprocessing import LogitPreprocessing
@@ -71,6 +72,7 @@ __all__ = [
     "BlockAutoregressive",
     "CircularSpline",
     "Compose",
+    "FreeForm",
     "Conditioned",
     "ContextMap",
     "ConvexPotential",

@@ -39,7 +39,7 @@ class BlockAutoregressive(FlowTransform):
 
     Raises:
         ValueError: If an argument is not as described.
-        RuntimeError: In the inverse, in eager mode, if it is not found. Elsewhere it is NaN.
+        ArithmeticError: In the inverse, in eager mode, if it is not found. Elsewhere it is NaN.
 
     Example:
         >>> layer = BlockAutoregressive(2)

@@ -34,17 +34,18 @@ class ContextMap(FlowTransform):
         self.network = network
         self._take_after(transform)
 
-    def _told(self, context: Tensor | None) -> Tensor | None:
+    def told(self, context: Tensor | None) -> Tensor | None:
+        """What the transform is told of a context ``(*, context_dim)``."""
         return self.network(context) if self.transform.context_dim and context is not None else None
 
     def forward_and_log_det(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.transform.forward_and_log_det(x, self._told(context))
+        return self.transform.forward_and_log_det(x, self.told(context))
 
     def inverse_and_log_det(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self.transform.inverse_and_log_det(y, self._told(context))
+        return self.transform.inverse_and_log_det(y, self.told(context))
 
     def forward_with_score(self, x: Tensor, score: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        return self.transform.forward_with_score(x, score, self._told(context))
+        return self.transform.forward_with_score(x, score, self.told(context))
 
     @property
     def sign(self) -> int | Tensor:

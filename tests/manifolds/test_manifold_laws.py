@@ -27,6 +27,7 @@ SPHERES = {
     "CylinderSpline": lambda n, c: m.CylinderSpline(n, c, hidden_dims=(8,)),
     "CylinderSpline, other axis": lambda n, c: m.CylinderSpline(n, c, hidden_dims=(8,), axis=0),
     "SphereCNF": lambda n, c: m.SphereCNF(VelocityMLP(n, c, (8, 8)), **GRID),
+    "SphereFreeForm": lambda n, c: m.SphereFreeForm(n, c, hidden_dims=(6,)),
     "a composition": lambda n, c: Compose([m.Moebius(n, c), m.ExponentialMap(n), m.CylinderSpline(n, c, hidden_dims=(8,)).inv]),
 }
 TORI = {
@@ -40,6 +41,9 @@ TORI = {
     ),
     "circles and lines, TorusCNF": lambda n, c: m.TorusCNF(
         VelocityMLP(n + (n + 1) // 2, c, (6, 6), time="concat"), [i % 2 == 0 for i in range(n)], **GRID
+    ),
+    "circles and lines, TorusFreeForm": lambda n, c: m.TorusFreeForm(
+        n, c, hidden_dims=(6,), circles=[i % 2 == 0 for i in range(n)]
     ),
     "circles and lines, coupling": lambda n, c: m.CircularCoupling(
         n, c, hidden_dims=(8,), circles=[i % 2 == 0 for i in range(n)], line_map=Affine

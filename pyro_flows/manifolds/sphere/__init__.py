@@ -11,6 +11,7 @@ from .moebius import Moebius
 from .normalized_affine import NormalizedAffine, NormalizedLinear, NormalizedTranslation
 from .rotation import Rotation
 from .sphere_cnf import SphereCNF
+from .sphere_free_form import SphereFreeForm
 from .uniform import UniformSphere
 from .von_mises_fisher import VonMisesFisher, log_normaliser
 
@@ -25,6 +26,7 @@ __all__ = [
     "NormalizedTranslation",
     "Rotation",
     "SphereCNF",
+    "SphereFreeForm",
     "SphereTransform",
     "UniformSphere",
     "VonMisesFisher",

@@ -175,4 +175,4 @@ def _rejection(kappa: Tensor, n: int) -> Tensor:
         left = left & ~taken
         if not bool(left.any()):
             return gap.to(dtype)
-    raise RuntimeError(f"{int(left.sum())} draws were rejected 1,000 times; concentration must be finite")
+    raise ArithmeticError(f"{int(left.sum())} draws were rejected 1,000 times; concentration must be finite")

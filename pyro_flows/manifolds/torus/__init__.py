@@ -5,6 +5,7 @@ from __future__ import annotations
 from .angles import ANGLE, ProductOfCircles, check_circles, circles_of, features, support, wrap, wrapped
 from .circular_layers import CircularAutoregressive, CircularCoupling
 from .torus_cnf import TorusCNF
+from .torus_free_form import TorusFreeForm
 from .uniform import UniformTorus
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "CircularCoupling",
     "ProductOfCircles",
     "TorusCNF",
+    "TorusFreeForm",
     "UniformTorus",
     "check_circles",
     "circles_of",
