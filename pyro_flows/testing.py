@@ -17,7 +17,7 @@ from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormalizingFlow
 from pyro.infer.reparam import NeuTraReparam
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_flows.distributions import FlowDistribution
 from pyro_flows.transforms.core import FlowTransform
@@ -415,6 +415,31 @@ def _vmaps(case: Case) -> None:
             raise ConformanceError(f"{name} under vmap raised {type(error).__name__}: {error}") from error
         for one, other in zip(found, method(x, context), strict=True):
             _close(one, other, case.tolerance(1e-9, 1e-3), f"{name} under vmap")
+
+
+class _Called(nn.Module):
+    """A method of a transform as the call of a module."""
+
+    def __init__(self, transform: FlowTransform, name: str) -> None:
+        super().__init__()
+        self.transform, self.name = transform, name
+
+    def forward(self, x: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        return getattr(self.transform, f"{self.name}_and_log_det")(x, context)  # type: ignore[no-any-return]
+
+
+@_law(LAWS)
+def _parameters_may_be_passed(case: Case) -> None:
+    transform, other, x, context = case.fresh(), case.build(), case.inputs(4), case.context()
+    for name, method in _directions(other):
+        called = _Called(transform, name)
+        state: dict[str, Tensor] = dict(_Called(other, name).named_parameters())
+        try:
+            found = torch.func.functional_call(called, state, (x, context))
+        except Exception as error:
+            raise ConformanceError(f"{name} under functional_call raised {type(error).__name__}: {error}") from error
+        for one, expected in zip(found, method(x, context), strict=True):
+            _close(one, expected, case.tolerance(1e-9, 1e-3), f"{name} with parameters passed by functional_call")
 
 
 @_law(LAWS)

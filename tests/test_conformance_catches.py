@@ -86,6 +86,12 @@ class DetachedParameter(Sound):
         return shift, log_scale + 0 * self.log_scale.detach() - log_scale + log_scale.detach() + 0 * log_scale
 
 
+class InsistsOnParameters(Sound):
+    def params(self, context):
+        shift, log_scale = super().params(context)
+        return shift, self.get_parameter("log_scale") + 0 * log_scale
+
+
 class MixesRows(Sound):
     def forward_and_log_det(self, x, context=None):
         y, log_det = Sound.forward_and_log_det(self, x, context)
@@ -185,6 +191,7 @@ BROKEN = [
     (Float32Accumulator, "log_det_is_that_of_autograd", 0),
     (WrongLogDet, "log_det_is_that_of_autograd", 0),
     (StaleCache, "cache_is_never_stale", 0),
+    (InsistsOnParameters, "parameters_may_be_passed", 0),
     (NoGradModeInKey, "density_has_gradient_after_sampling", 0),
     (DefaultDevice, "no_tensor_on_a_default_device", 0),
     (NoContextGradient, "gradients_reach_everything", 3),

@@ -11,9 +11,20 @@ from pyro.distributions import Categorical
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from pyro_flows.solvers.mode import is_eager
+
+from .alike import are_alike, log_probs_at_once
 from .flow_distribution import FlowDistribution
 from .mixture import which_component
 from .module_distribution import ModuleDistribution
+
+#: Members from which on a vectorised pass is worth it.
+_MANY = 8
+
+
+def _solves_nothing(member: FlowDistribution) -> bool:
+    transform = member.transform
+    return transform.inverse_kind == "closed" and transform.log_det_kind == "exact"
 
 
 class FlowMixture(ModuleDistribution):
@@ -64,6 +75,7 @@ class FlowMixture(ModuleDistribution):
             raise ValueError(f"members must have one batch and event shape, got {sorted(shapes)}")
         super().__init__(members[0].batch_shape, members[0].event_shape, validate_args=validate_args)
         self.members = nn.ModuleList(members)
+        self._known_groups: tuple[list[FlowDistribution], list[tuple[list[FlowDistribution], list[int]]]] = ([], [])
         owned = chain(members[0].parameters(), members[0].buffers())
         like = next((tensor for tensor in owned if tensor.is_floating_point()), torch.zeros(()))
         logits = torch.zeros(len(members), dtype=like.dtype, device=like.device)
@@ -72,6 +84,33 @@ class FlowMixture(ModuleDistribution):
         else:
             self.register_buffer("logits", logits)
         self.has_rsample = not learn_weights and all(member.has_rsample for member in members)
+
+    @classmethod
+    def average(cls, mixtures: Sequence[FlowMixture]) -> FlowMixture:
+        r"""The mean :math:`\frac1R \sum_r q_r` of mixtures, itself a mixture, of all their members, which it owns with them.
+
+        Mixtures of many members that were fitted apart, from other starts, err in other places, and their mean less than each.
+
+        Args:
+            mixtures: Mixtures of one batch and event shape.
+
+        Raises:
+            ValueError: If there are none, or their shapes differ.
+
+        Example:
+            >>> from pyro_flows import flows
+            >>> one, other = (FlowMixture([FlowDistribution(flows.affine(2)) for _ in range(n)]) for n in (1, 3))
+            >>> FlowMixture.average([one, other]).weights.detach()
+            tensor([0.5000, 0.1667, 0.1667, 0.1667])
+        """
+        mixtures = list(mixtures)
+        if not mixtures or not all(isinstance(mixture, FlowMixture) for mixture in mixtures):
+            raise ValueError(f"mixtures must be FlowMixtures, got {[type(mixture).__name__ for mixture in mixtures]}")
+        learned = any(isinstance(mixture.logits, nn.Parameter) for mixture in mixtures)
+        mean = cls([member for mixture in mixtures for member in mixture.members], learn_weights=learned)  # type: ignore[misc]
+        with torch.no_grad():
+            mean.logits.copy_(torch.cat([mixture.logits.log_softmax(-1) for mixture in mixtures]))
+        return mean
 
     @constraints.dependent_property
     def support(self) -> constraints.Constraint:
@@ -135,9 +174,43 @@ class FlowMixture(ModuleDistribution):
         with torch.no_grad():
             return self._drawn(sample_shape)
 
+    def member_log_probs(self, value: Tensor) -> Tensor:
+        r"""Log-densities :math:`\log q_m(y)` of ``value`` ``(*, *event_shape)``, ``(M, *)``.
+
+        Many members that are alike, and whose transforms solve for nothing, are scored in one vectorised pass.
+        """
+        if not is_eager():
+            return torch.stack([member.log_prob(value) for member in self.members])  # type: ignore[operator]
+        terms: dict[int, Tensor] = {}
+        for members, places in self._grouped():
+            if len(members) >= _MANY and _solves_nothing(members[0]):
+                members[0]._check_value(value)
+                found = log_probs_at_once(members, value)
+            else:
+                found = torch.stack([member.log_prob(value) for member in members])
+            terms |= dict(zip(places, found.unbind(0), strict=True))
+        return torch.stack([terms[place] for place in range(len(terms))])
+
+    def _grouped(self) -> list[tuple[list[FlowDistribution], list[int]]]:
+        """The members in groups of those that are alike, with their places."""
+        members: list[FlowDistribution] = list(self.members)  # type: ignore[arg-type]
+        known, groups = self._known_groups
+        if len(known) != len(members) or any(a is not b for a, b in zip(known, members, strict=True)):
+            groups = []
+            for place, member in enumerate(members):
+                for alike, places in groups:
+                    if are_alike(alike[0], member):
+                        alike.append(member)
+                        places.append(place)
+                        break
+                else:
+                    groups.append(([member], [place]))
+            self._known_groups = (members, groups)
+        return groups
+
     def component_log_probs(self, value: Tensor) -> Tensor:
         r"""Weighted log-densities :math:`\log \pi_m q_m(y)` of ``value`` ``(*, *event_shape)``, ``(M, *)``."""
-        terms = torch.stack([member.log_prob(value) for member in self.members])  # type: ignore[operator]
+        terms = self.member_log_probs(value)
         return terms + self.logits.log_softmax(-1).reshape(-1, *(1,) * (terms.dim() - 1))
 
     def responsibilities(self, value: Tensor) -> Tensor:
@@ -182,7 +255,7 @@ class FlowComponent(ModuleDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density ``(*)`` of ``value``, ``(*, *event_shape)``."""
-        terms = torch.stack([member.log_prob(value) for member in self.mixture.members])  # type: ignore[operator]
+        terms = self.mixture.member_log_probs(value)
         shape = torch.broadcast_shapes(terms.shape[1:], self.batch_shape)
         terms = terms.reshape(len(terms), *(1,) * (len(shape) - terms.dim() + 1), *terms.shape[1:])
         return pick(terms.expand(len(terms), *shape), self.component.expand(shape), 0)

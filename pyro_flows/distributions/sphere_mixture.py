@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pyro_flows.manifolds.sphere import NormalizedLinear, Rotation, VonMisesFisher
+from pyro_flows.manifolds.sphere import NormalizedAffine, NormalizedLinear, Rotation, VonMisesFisher
 from pyro_flows.manifolds.sphere.geometry import any_frame, check_on_sphere, project_to_sphere
 from pyro_flows.transforms.compose import Compose
 from pyro_flows.transforms.core import FlowTransform
@@ -25,6 +25,7 @@ def sphere_mixture(
     num_components: int,
     *,
     inner: Callable[[int], FlowTransform] | None = None,
+    background: float = 0.0,
     seed: int = 0,
 ) -> FlowMixture:
     r"""A mixture of flows on :math:`S^{n-1}`, one at each of the groups that k-means finds in data, for ``fit_density``.
@@ -41,13 +42,15 @@ def sphere_mixture(
         data: Unit vectors ``(N, n)``.
         num_components: Number of components, at most N.
         inner: Makes a transform of directions for the number n, applied first; none if None.
+        background: Weight, at the start, of one more component for what lies far from all groups: a uniform distribution, mapped by
+            a :class:`~pyro_flows.manifolds.NormalizedAffine`. None if 0.
         seed: Of the start of k-means.
 
     Returns:
         The mixture, with weights that are learned.
 
     Raises:
-        ValueError: If data are no unit vectors, or fewer than components.
+        ValueError: If data are no unit vectors, or fewer than components, or ``background`` is no share below 1.
 
     Example:
         >>> from pyro_flows.manifolds import project_to_sphere
@@ -60,6 +63,8 @@ def sphere_mixture(
     check_on_sphere(data, "data")
     if not isinstance(num_components, int) or not 1 <= num_components <= len(data):
         raise ValueError(f"num_components must be an integer from 1 to {len(data)}, the number of rows, got {num_components!r}")
+    if not isinstance(background, (int, float)) or not 0 <= background < 1:
+        raise ValueError(f"background must be a share from 0 to below 1, got {background!r}")
     n = data.shape[-1]
     group = k_means(data, num_components, seed)  # for unit vectors the nearest mean is that of the largest cosine, nearly
     base = VonMisesFisher(torch.eye(n, dtype=data.dtype, device=data.device)[-1], _CONCENTRATION)
@@ -78,6 +83,9 @@ def sphere_mixture(
             parts.insert(0, inner(n).to(data))
         members.append(FlowDistribution(Compose(parts), base))
         weights.append((len(rows) + 1) / (len(data) + num_components))
+    if background:
+        members.append(FlowDistribution(NormalizedAffine(n).to(data)))
+        weights = [*(weight * (1 - background) / sum(weights) for weight in weights), background]
     mixture = FlowMixture(members)
     with torch.no_grad():
         mixture.logits.copy_(data.new_tensor(weights).log())

@@ -33,7 +33,7 @@ def separate_members(mixture: FlowMixture, data: Tensor, lr: float) -> None:
     """
     with torch.no_grad():
         some = data[:_PART]
-        terms = torch.stack([member.log_prob(some) for member in mixture.members])  # type: ignore[operator]
+        terms = mixture.member_log_probs(some)
         if len(terms) == 1 or bool((terms - terms[0]).abs().amax() > 1e-4 * (1 + terms.abs().amax())):
             return
     rows = data.flatten(1)
@@ -82,7 +82,6 @@ def expectation_maximisation(
     def loss(points: Tensor, *weights: Tensor) -> Tensor:
         if not weights:
             return -mixture.log_prob(points).mean()
-        terms = torch.stack([member.log_prob(points) for member in mixture.members], 1)  # type: ignore[operator]
-        return -(weights[0] * terms).sum(1).mean()
+        return -(weights[0] * mixture.member_log_probs(points).mT).sum(1).mean()
 
     return renew(), loss, renew

@@ -88,7 +88,7 @@ class AffineTril(FlowTransform):
         if int(info):
             raise ValueError(f"the covariance of {len(y)} data is not positive definite; give more, or drop constant variables")
         rows, columns = torch.tril_indices(self.input_dim, self.input_dim, offset=-1, device=y.device)
-        bias, log_diagonal, lower = (self.params.get_parameter(name) for name in self.params.names)
+        bias, log_diagonal, lower = self.params()
         bias.copy_(y.detach().mean(0))
         log_diagonal.copy_(factor.diagonal().log())
         lower.copy_(factor[rows, columns] / factor.diagonal()[rows])

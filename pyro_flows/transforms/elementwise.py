@@ -54,7 +54,7 @@ class Elementwise(ColumnTransform):
 
     @property
     def learned(self) -> tuple[Tensor, ...]:
-        return (self.conditioner.get_parameter("raw"),) if self.context_dim == 0 and self.conditioner is not None else ()
+        return self.conditioner() if self.context_dim == 0 and self.conditioner is not None else ()
 
     def can_record(self, inverse: bool) -> bool:
         return self.context_dim == 0 and self.univariate.closed_form and self.univariate.broadcasts
@@ -73,7 +73,7 @@ class Elementwise(ColumnTransform):
 
     def through(self, columns: Tensor, context: Tensor | None, inverse: bool) -> tuple[Tensor, Tensor, Record]:
         univariate: ClosedFormMap = self.univariate  # type: ignore[assignment]
-        raw = self.conditioner.get_parameter("raw")[..., None]  # type: ignore[union-attr]
+        raw = self.learned[0][..., None]
         done = univariate.evaluate(columns, raw, inverse)
         log_det = done.log_slope.sum(0).expand(columns.shape[1])
         return done.value, log_det.clone(), ElementwisePass(univariate, done)

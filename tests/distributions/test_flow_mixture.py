@@ -16,7 +16,7 @@ from torch import nn
 
 import pyro_flows as pf
 from pyro_flows import flows
-from pyro_flows.distributions import FlowMixture, StudentTBase
+from pyro_flows.distributions import FlowMixture, StudentTBase, flow_mixture
 
 
 @pytest.fixture(autouse=True)
@@ -146,3 +146,73 @@ def test_members_that_start_alike_are_sent_apart(objective):
     truth = -torch.log(torch.tensor(2 * torch.pi * torch.e)) + 0.6 * torch.tensor(0.6).log() + 0.4 * torch.tensor(0.4).log()
     assert float(fit.log_prob(data).mean()) > truth - 0.15
     assert ((mixture.weights.sort().values - torch.tensor([0.4, 0.6])).abs() < 0.1).all()
+
+
+def many(count, dtype=torch.float64, **options):
+    torch.manual_seed(0)
+    made = [flows.real_nvp(2, num_layers=2, hidden_dims=(4,), **options).to(dtype) for _ in range(count)]
+    for parameter in nn.ModuleList(made).parameters():
+        parameter.data.add_(0.3 * torch.randn_like(parameter))
+    return [pf.FlowDistribution(flow) for flow in made]
+
+
+def one_by_one(made, value):
+    return torch.stack([member.log_prob(value) for member in made.members])
+
+
+@pytest.mark.parametrize("shape", [(), (7,), (2, 3), (0,)])
+def test_members_that_are_alike_are_scored_at_once(shape, monkeypatch):
+    """Among them some that are not, whose places are kept; values and gradients are those of one after another."""
+    members = many(9)
+    members[3:3] = many(1, log_scale_bound=1.0)
+    members.append(pf.FlowDistribution(flows.get("naf")(2, num_layers=1).double()))
+    made = FlowMixture(members)
+    calls = []
+    at_once = flow_mixture.log_probs_at_once
+    monkeypatch.setattr(flow_mixture, "log_probs_at_once", lambda *given: calls.append(len(given[0])) or at_once(*given))
+    x = torch.randn(*shape, 2, dtype=torch.float64, requires_grad=True)
+    found, expected = made.member_log_probs(x), one_by_one(made, x)
+    assert calls == [9]
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
+    if x.numel():
+        weights = torch.randn_like(found)
+        tensors = [x, *made.members.parameters()]
+        mine, theirs = (
+            torch.autograd.grad((weights * terms).sum(), tensors, allow_unused=True, retain_graph=True)
+            for terms in (found, expected)
+        )
+        for a, b in zip(mine, theirs, strict=True):
+            assert (a is None or not a.any()) if b is None else torch.allclose(a, b, atol=1e-10)
+
+
+def test_what_is_known_of_members_does_not_outlive_them():
+    made = FlowMixture(many(8))
+    x = torch.randn(4, 2, dtype=torch.float64)
+    before = made.log_prob(x)
+    for other in (copy.deepcopy(made), pickle.loads(pickle.dumps(made)), made.expand((4,))):
+        assert torch.equal(other.log_prob(x), before)
+    made.members[2] = many(1, log_scale_bound=1.0)[0]
+    torch.testing.assert_close(made.member_log_probs(x), one_by_one(made, x), atol=1e-12, rtol=1e-12)
+    with torch.no_grad():
+        for parameter in made.members[5].parameters():
+            parameter += 0.1
+    torch.testing.assert_close(made.member_log_probs(x), one_by_one(made, x), atol=1e-12, rtol=1e-12)
+    with pytest.raises(ValueError, match="support"):
+        FlowMixture(many(8), validate_args=True).log_prob(torch.full((2,), torch.nan, dtype=torch.float64))
+    with torch.device("meta"):
+        assert made.log_prob(x).device.type == "cpu"
+
+
+def test_the_average_of_mixtures():
+    one, other = mixture(), mixture(learn_weights=False)
+    with torch.no_grad():
+        other.logits.copy_(torch.tensor([0.0, 3.0, 1.0]))
+    mean = FlowMixture.average([one, other])
+    x = 4 * torch.randn(20, 2)
+    torch.testing.assert_close(mean.log_prob(x).exp(), 0.5 * (one.log_prob(x).exp() + other.log_prob(x).exp()))
+    assert isinstance(mean.logits, nn.Parameter) and mean.members[0] is one.members[0]
+    assert FlowMixture.average([other, other]).has_rsample
+    with pytest.raises(ValueError, match="mixtures must be FlowMixtures"):
+        FlowMixture.average([])
+    with pytest.raises(ValueError, match="mixtures must be FlowMixtures"):
+        FlowMixture.average([one.members[0]])

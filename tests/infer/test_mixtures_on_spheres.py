@@ -46,6 +46,18 @@ def test_em_and_direct_likelihood_agree_and_find_the_components():
         assert draws.shape == (500, 3) and torch.equal(draws, fit.sample(500, seed=1))
 
 
+def test_a_background_is_one_more_component():
+    data, _ = three_components(300)
+    made = sphere_mixture(data, 2, background=0.1)
+    plain = sphere_mixture(data, 2)
+    torch.testing.assert_close(made.weights, torch.cat([0.9 * plain.weights, torch.tensor([0.1])]))
+    uniform = torch.full((5,), -math.log(4 * math.pi))
+    torch.testing.assert_close(made.member_log_probs(data[:5])[-1], uniform, atol=1e-5, rtol=1e-5)
+    for wrong in (1.0, -0.1, "no"):
+        with pytest.raises(ValueError, match="background must be a share"):
+            sphere_mixture(data, 2, background=wrong)
+
+
 def test_a_component_has_the_shape_of_its_data():
     """A narrow band: a linear map finds it, of which a von Mises-Fisher distribution knows nothing."""
     acg = AngularCentralGaussian(torch.diag(torch.tensor([1.0, 0.15, 0.03])))
