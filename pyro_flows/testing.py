@@ -433,7 +433,7 @@ def _parameters_may_be_passed(case: Case) -> None:
     transform, other, x, context = case.fresh(), case.build(), case.inputs(4), case.context()
     for name, method in _directions(other):
         called = _Called(transform, name)
-        state: dict[str, Tensor] = dict(_Called(other, name).named_parameters())
+        state = {key: parameter.detach() for key, parameter in _Called(other, name).named_parameters()}
         try:
             found = torch.func.functional_call(called, state, (x, context))
         except Exception as error:
