@@ -95,7 +95,8 @@ def train(
 
 
 def take_step(gradient: TracedGradient, noise: Tensor, alpha: float, parameters: Sequence[nn.Parameter]) -> Step:
-    """Add one path gradient to those of the parameters; none, and a loss of NaN, where more than a tenth of the draws are lost.
+    """Add one path gradient to those of the parameters; none, and a loss of NaN, where more than a tenth of the draws are lost, or
+    a flow could not be solved.
 
     Args:
         gradient: Of the guide.
@@ -106,7 +107,11 @@ def take_step(gradient: TracedGradient, noise: Tensor, alpha: float, parameters:
     Example:
         See :func:`train`.
     """
-    found = gradient(noise, alpha)
+    try:
+        found = gradient(noise, alpha)
+    except ArithmeticError as error:  # a solver that did not get through
+        why = f" ({error})"
+        return Step(math.nan, math.nan, len(noise), len(noise), lambda: why)
     dropped = len(noise) - int(found.usable.sum())
     if dropped > 0.1 * len(noise):
         return Step(math.nan, math.nan, len(noise), dropped, lambda: gradient.explain(found.z))
@@ -135,7 +140,10 @@ def _keep_better(
     def elbo() -> float:
         total = 0.0
         for part in noise.split(chunk):
-            z, log_det = distribution.transform.forward_and_log_det(part)
+            try:
+                z, log_det = distribution.transform.forward_and_log_det(part)
+            except ArithmeticError:  # a flow that cannot be solved
+                return math.nan
             total += float((log_density(z).double() + log_det.double() - distribution.base.log_prob(part).double()).sum())
         return total / len(noise)
 

@@ -15,7 +15,8 @@ from pyro_flows.infer.descent import Training
 from pyro_flows.infer.grid_training import grid_error, train_on_grids
 from pyro_flows.infer.traced_gradient import TracedGradient
 from pyro_flows.model import LogJoint, read_model
-from pyro_flows.transforms import Compose, on_grid
+from pyro_flows.nn import VelocityMLP
+from pyro_flows.transforms import CNF, Compose, on_grid
 from pyro_flows.transforms.on_grid import adaptive_flows
 
 
@@ -125,3 +126,26 @@ def test_a_banana():
     assert fit.record["grids"][0].startswith("4 steps") and adaptive_flows(fit.guide)
     found = fit.diagnose()
     assert found.ess_fraction > 0.8 and abs(found.log_evidence) < 0.02
+
+
+def test_a_step_that_cannot_be_solved_is_skipped(monkeypatch):
+    """Some of them, and training goes on; all, and it ends with the solver's words."""
+    count = [0]
+
+    class Balks(VelocityMLP):
+        every = 7
+
+        def at(self, context):
+            count[0] += torch.is_grad_enabled()  # in steps of training alone
+            if torch.is_grad_enabled() and count[0] % self.every == 0:
+                raise ArithmeticError("too stiff")
+            return super().at(context)
+
+    def made(dim, context_dim=0):
+        return CNF(Balks(dim, context_dim, (8,)), solver="rk4", num_steps=2)
+
+    fit = pf.fit(bent, guide=made, max_steps=30, seed=0, progress=False, init={"x": torch.tensor(0.0), "y": torch.tensor(0.0)})
+    assert 0 < fit.record["skipped"] < 10
+    Balks.every = 1
+    with pytest.raises(ArithmeticError, match="too stiff"):
+        pf.fit(bent, guide=made, max_steps=30, seed=0, progress=False)
