@@ -9,7 +9,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import data, diagnostics, distributions, flows, guides, infer, manifolds, model, nn, solvers, testing, transforms
+    from . import (
+        data,
+        diagnostics,
+        distributions,
+        flows,
+        guides,
+        infer,
+        manifolds,
+        model,
+        nn,
+        solvers,
+        studies,
+        testing,
+        transforms,
+    )
     from .diagnostics import Diagnosis
     from .distributions import FlowDistribution
     from .guides import AmortizedFlow, AutoFlow, AutoPlateFlow
@@ -43,6 +57,7 @@ __all__ = [
     "nn",
     "simulate",
     "solvers",
+    "studies",
     "testing",
     "transforms",
 ]

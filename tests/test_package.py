@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import ast
 import json
-import re
 import statistics
 import subprocess
 import sys
@@ -69,8 +69,9 @@ def test_static_imports_agree_with_the_lazy_ones():
     source = Path(pf.__file__).read_text(encoding="utf-8")
     block = source.split("if TYPE_CHECKING:")[1].split("__version__")[0]
     seen = {}
-    for room, names in re.findall(r"from \.(\w*) import (.+)", block):
-        seen.update({name.strip(): room for name in names.split(",")})
+    for node in ast.walk(ast.parse("if True:" + block)):
+        if isinstance(node, ast.ImportFrom):
+            seen.update({alias.name: node.module or "" for alias in node.names})
     assert seen == {name: pf._HOME.get(name, "") for name in pf.__all__ if name != "__version__"}
 
 

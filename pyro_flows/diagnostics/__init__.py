@@ -8,6 +8,7 @@ from .inference_data import to_inference_data
 from .invertibility import InverseAudit, audit_inverse
 from .maps import plot_globe, plot_torus
 from .plots import plot_losses, plot_pairs, plot_weights
+from .uniformity import Uniformity, uniformity_test
 from .verdict import Diagnosis, diagnose
 from .weights import Psis, elbo, eubo, importance_ess, log_evidence, psis, psis_resample, usable_log_weights
 
@@ -15,6 +16,7 @@ __all__ = [
     "Diagnosis",
     "InverseAudit",
     "Psis",
+    "Uniformity",
     "audit_inverse",
     "bits_per_dim",
     "diagnose",
@@ -34,5 +36,6 @@ __all__ = [
     "summary",
     "to_inference_data",
     "to_netcdf",
+    "uniformity_test",
     "usable_log_weights",
 ]
