@@ -6,6 +6,7 @@ from .arviz import from_groups, psislw, summary, to_netcdf
 from .bits_per_dim import bits_per_dim
 from .inference_data import to_inference_data
 from .invertibility import InverseAudit, audit_inverse
+from .loo import Comparison, Loo, compare_loo, loo
 from .maps import plot_globe, plot_torus
 from .plots import plot_losses, plot_pairs, plot_weights
 from .uniformity import Uniformity, uniformity_test
@@ -13,18 +14,22 @@ from .verdict import Diagnosis, diagnose
 from .weights import Psis, elbo, eubo, importance_ess, log_evidence, psis, psis_resample, usable_log_weights
 
 __all__ = [
+    "Comparison",
     "Diagnosis",
     "InverseAudit",
+    "Loo",
     "Psis",
     "Uniformity",
     "audit_inverse",
     "bits_per_dim",
+    "compare_loo",
     "diagnose",
     "elbo",
     "eubo",
     "from_groups",
     "importance_ess",
     "log_evidence",
+    "loo",
     "plot_globe",
     "plot_losses",
     "plot_pairs",

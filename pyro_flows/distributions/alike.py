@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_flows.transforms.batch_norm import BatchNorm
+
 from .flow_distribution import FlowDistribution
 
-#: What of a module's state is not of its structure.
-_STATE = {"_parameters", "_buffers", "_modules", "_cache", "_inv", "training"}
+#: What of a module is not of its structure: its state, what is remembered of a pass, and the bookkeeping of every module.
+_NOT_COMPARED = {*nn.Module().__dict__, "_cache", "_inv"} - {"training"}
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 
 class _Scores(nn.Module):
@@ -53,8 +56,11 @@ def _same(a: nn.Module, b: nn.Module) -> bool:
         one, other = a.__dict__[kind], b.__dict__[kind]
         if one.keys() != other.keys() or any(_kind(one[name]) != _kind(other[name]) for name in one):
             return False
-    mine, theirs = ({key: value for key, value in module.__dict__.items() if key not in _STATE} for module in (a, b))
-    return mine.keys() == theirs.keys() and all(_equal(mine[key], theirs[key]) for key in mine)
+    if any(a.__dict__[hooks] or b.__dict__[hooks] for hooks in _HOOKS):
+        return False
+    mine, theirs = a.__dict__, b.__dict__
+    keys = mine.keys() - _NOT_COMPARED
+    return keys == theirs.keys() - _NOT_COMPARED and all(_equal(mine[key], theirs[key]) for key in keys)
 
 
 def _kind(tensor: Tensor | None) -> Any:
@@ -64,9 +70,7 @@ def _kind(tensor: Tensor | None) -> Any:
 def _equal(a: Any, b: Any) -> bool:
     if a is b:
         return True
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape and bool((a == b).all())
-    if type(a) is not type(b):
+    if isinstance(a, Tensor) or type(a) is not type(b):  # a tensor that is no state, such as a context, has gradient of its own
         return False
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(_equal(x, y) for x, y in zip(a, b, strict=True))
@@ -75,12 +79,15 @@ def _equal(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def log_probs_at_once(members: Sequence[FlowDistribution], value: Tensor) -> Tensor:
+def log_probs_at_once(members: Sequence[FlowDistribution], value: Tensor) -> Tensor | None:
     """Log-densities ``(M, *)`` of ``value`` ``(*, *event_shape)`` under distributions that are alike, in one vectorised pass.
 
     Args:
-        members: The distributions, for which :func:`are_alike` is true.
+        members: The distributions, for each two of which :func:`are_alike` is true.
         value: The points.
+
+    Returns:
+        The log-densities; None where a pass changes buffers, of which only copies would change here.
 
     Example:
         >>> from pyro_flows import flows
@@ -90,8 +97,10 @@ def log_probs_at_once(members: Sequence[FlowDistribution], value: Tensor) -> Ten
     """
     scores = [_Scores(member) for member in members]
     states = [{**dict(score.named_parameters()), **dict(score.named_buffers())} for score in scores]
+    if not states[0] or any(isinstance(module, BatchNorm) and module.training for module in members[0].modules()):
+        return None
     stacked = {name: torch.stack([state[name] for state in states]) for name in states[0]}
+    versions = [tensor._version for tensor in stacked.values()]
     first = scores[0]
-    if not stacked:
-        return torch.stack([score(value) for score in scores])
-    return torch.func.vmap(lambda state: torch.func.functional_call(first, state, (value,)))(stacked)  # type: ignore[no-any-return]
+    found = torch.func.vmap(lambda state: torch.func.functional_call(first, state, (value,)))(stacked)
+    return found if versions == [tensor._version for tensor in stacked.values()] else None

@@ -59,7 +59,7 @@ class FlowDistribution(ModuleDistribution):
 
     base: Distribution
     transform: FlowTransform
-    _base_is_default: bool
+    has_default_base: bool
 
     def __init__(self, transform: FlowTransform, base: Distribution | None = None, *, validate_args: bool | None = None) -> None:
         if not isinstance(transform, FlowTransform):
@@ -80,7 +80,7 @@ class FlowDistribution(ModuleDistribution):
         if not base.has_rsample:
             raise ValueError(f"base must have rsample, and {type(base).__name__} has not; choose a reparametrised one")
         super().__init__((), transform.output_shape, validate_args=validate_args)
-        self._base_is_default = is_default
+        self.has_default_base = is_default
         self._set(transform, base)
 
     def _set(self, transform: FlowTransform, base: Distribution) -> None:
@@ -150,7 +150,7 @@ class FlowDistribution(ModuleDistribution):
                 f"the flow is conditional (context_dim={self.transform.context_dim}) and has no context; "
                 f"use distribution.condition(context)"
             )
-        if self._base_is_default and not torch.compiler.is_compiling():
+        if self.has_default_base and not torch.compiler.is_compiling():
             dtype, device = _dtype_and_device(self.transform)
             has = _dtype_and_device_of_base(self.base)
             if (dtype or has[0], device or has[1]) != has:  # the flow was moved without this distribution

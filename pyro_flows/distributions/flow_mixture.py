@@ -73,9 +73,11 @@ class FlowMixture(ModuleDistribution):
         shapes = {(tuple(member.batch_shape), tuple(member.event_shape)) for member in members}
         if len(shapes) > 1:
             raise ValueError(f"members must have one batch and event shape, got {sorted(shapes)}")
+        dtypes = {tensor.dtype for member in members for tensor in member.parameters()}
+        if len(dtypes) > 1:
+            raise ValueError(f"members must have one dtype, got {sorted(map(str, dtypes))}; convert them by .to()")
         super().__init__(members[0].batch_shape, members[0].event_shape, validate_args=validate_args)
         self.members = nn.ModuleList(members)
-        self._known_groups: tuple[list[FlowDistribution], list[tuple[list[FlowDistribution], list[int]]]] = ([], [])
         owned = chain(members[0].parameters(), members[0].buffers())
         like = next((tensor for tensor in owned if tensor.is_floating_point()), torch.zeros(()))
         logits = torch.zeros(len(members), dtype=like.dtype, device=like.device)
@@ -95,7 +97,7 @@ class FlowMixture(ModuleDistribution):
             mixtures: Mixtures of one batch and event shape.
 
         Raises:
-            ValueError: If there are none, or their shapes differ.
+            ValueError: If there are none, or their shapes or dtypes differ.
 
         Example:
             >>> from pyro_flows import flows
@@ -103,9 +105,9 @@ class FlowMixture(ModuleDistribution):
             >>> FlowMixture.average([one, other]).weights.detach()
             tensor([0.5000, 0.1667, 0.1667, 0.1667])
         """
-        mixtures = list(mixtures)
-        if not mixtures or not all(isinstance(mixture, FlowMixture) for mixture in mixtures):
-            raise ValueError(f"mixtures must be FlowMixtures, got {[type(mixture).__name__ for mixture in mixtures]}")
+        if isinstance(mixtures, FlowMixture) or not mixtures or not all(isinstance(part, FlowMixture) for part in mixtures):
+            what = type(mixtures).__name__ if isinstance(mixtures, FlowMixture) else [type(part).__name__ for part in mixtures]
+            raise ValueError(f"mixtures must be a sequence of FlowMixtures, got {what}")
         learned = any(isinstance(mixture.logits, nn.Parameter) for mixture in mixtures)
         mean = cls([member for mixture in mixtures for member in mixture.members], learn_weights=learned)  # type: ignore[misc]
         with torch.no_grad():
@@ -132,7 +134,16 @@ class FlowMixture(ModuleDistribution):
 
         Args:
             component: Indices ``(*)``, of any batch shape, such as that of an enumerated site.
+
+        Raises:
+            ValueError: If they are no indices of members.
         """
+        if component.is_floating_point():
+            raise ValueError(f"component must hold integers, indices of members, got a tensor of {component.dtype}")
+        if is_eager() and component.numel() and not 0 <= int(component.min()) <= int(component.max()) < len(self.members):
+            raise ValueError(
+                f"component must lie between 0 and {len(self.members) - 1}, got {int(component.min())} to {int(component.max())}"
+            )
         return FlowComponent(self, component)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> FlowMixture:
@@ -183,29 +194,25 @@ class FlowMixture(ModuleDistribution):
             return torch.stack([member.log_prob(value) for member in self.members])  # type: ignore[operator]
         terms: dict[int, Tensor] = {}
         for members, places in self._grouped():
+            found = None
             if len(members) >= _MANY and _solves_nothing(members[0]):
                 members[0]._check_value(value)
                 found = log_probs_at_once(members, value)
-            else:
-                found = torch.stack([member.log_prob(value) for member in members])
-            terms |= dict(zip(places, found.unbind(0), strict=True))
+            rows = [member.log_prob(value) for member in members] if found is None else found.unbind(0)
+            terms |= dict(zip(places, rows, strict=True))
         return torch.stack([terms[place] for place in range(len(terms))])
 
     def _grouped(self) -> list[tuple[list[FlowDistribution], list[int]]]:
         """The members in groups of those that are alike, with their places."""
-        members: list[FlowDistribution] = list(self.members)  # type: ignore[arg-type]
-        known, groups = self._known_groups
-        if len(known) != len(members) or any(a is not b for a, b in zip(known, members, strict=True)):
-            groups = []
-            for place, member in enumerate(members):
-                for alike, places in groups:
-                    if are_alike(alike[0], member):
-                        alike.append(member)
-                        places.append(place)
-                        break
-                else:
-                    groups.append(([member], [place]))
-            self._known_groups = (members, groups)
+        groups: list[tuple[list[FlowDistribution], list[int]]] = []
+        for place, member in enumerate(self.members):
+            for alike, places in groups:
+                if are_alike(alike[0], member):  # type: ignore[arg-type]
+                    alike.append(member)  # type: ignore[arg-type]
+                    places.append(place)
+                    break
+            else:
+                groups.append(([member], [place]))  # type: ignore[list-item]
         return groups
 
     def component_log_probs(self, value: Tensor) -> Tensor:

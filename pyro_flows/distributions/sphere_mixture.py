@@ -58,8 +58,9 @@ def sphere_mixture(
         >>> mixture.weights.shape
         torch.Size([2])
     """
-    if data.dim() != 2:
-        raise ValueError(f"data must have shape (N, n), got {tuple(data.shape)}")
+    if not isinstance(data, Tensor) or data.dim() != 2:
+        got = tuple(data.shape) if isinstance(data, Tensor) else type(data).__name__
+        raise ValueError(f"data must be a tensor of shape (N, n), got {got}")
     check_on_sphere(data, "data")
     if not isinstance(num_components, int) or not 1 <= num_components <= len(data):
         raise ValueError(f"num_components must be an integer from 1 to {len(data)}, the number of rows, got {num_components!r}")

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from pyro_flows.distributions import FlowDistribution, FlowMixture
 from pyro_flows.flows.registry import FlowFactory, build
+from pyro_flows.manifolds.sphere import SPHERE
 from pyro_flows.manifolds.torus import circles_of
 from pyro_flows.nn import Standardised
 from pyro_flows.transforms import CNF, Compose, ContextMap, FlowTransform, LowerCholeskyAffine, record_costs
@@ -207,6 +208,10 @@ def fit_density(
         raise ValueError(f'objective must be "likelihood", "em", "flow_matching" or "free_form", got {objective!r}')
     if objective == "em" and not isinstance(flow, FlowMixture):
         raise ValueError(f'objective="em" is for a FlowMixture, got {type(flow).__name__}')
+    if objective in ("flow_matching", "free_form") and isinstance(flow, FlowMixture):
+        raise ValueError(f"objective={objective!r} is for one flow, got a FlowMixture, which likelihood and EM train")
+    if path != "linear" and not matching:
+        raise ValueError(f'path is for objective="flow_matching", got path={path!r} with objective={objective!r}')
     weights = _checked_regularisers(regularise, objective)
     rows = _checked("data", (data,) if context is None else (data, context))
     held = None if validation is None else _checked("validation", validation, rows)
@@ -220,6 +225,8 @@ def fit_density(
         if len(rows[0]) < 2:
             raise ValueError(f"data leave {len(rows[0])} rows to train on; hold out fewer, by validation_share={validation_share}")
         distribution = _distribution(flow, rows, dict(flow_options or {}), standardise)
+        for name, part in (("data", rows[0]), ("validation" if validation is not None else "data", held[0])):
+            _check_support(name, part, distribution)
         if weights and not any(isinstance(module, CNF) for module in distribution.modules()):
             raise ValueError(f"regularise is for continuous flows, which solve an equation; leave it out for\n{distribution}")
         if bool((data == data.round()).all()) and _members(distribution)[0].transform.bijective:
@@ -294,9 +301,11 @@ def _members(distribution: FlowDistribution | FlowMixture) -> list[FlowDistribut
 def _checked(name: str, rows: tuple[Tensor, ...], like: tuple[Tensor, ...] | None = None) -> tuple[Tensor, ...]:
     least = 10 if like is None else 1
     for label, part in zip((name, "context" if like is None else f"{name}'s context"), rows, strict=False):
-        if not isinstance(part, Tensor) or not part.is_floating_point():
+        if not isinstance(part, Tensor) or part.dtype not in (torch.float32, torch.float64):
             what = f"a tensor of {part.dtype}" if isinstance(part, Tensor) else type(part).__name__
-            raise ValueError(f"{label} must be a floating-point tensor, got {what}; convert it by torch.as_tensor(…).float()")
+            raise ValueError(
+                f"{label} must be a tensor of float32 or float64, got {what}; convert it by torch.as_tensor(…).float()"
+            )
         if part.dim() < 2 or (part.dim() != 2 and "context" in label) or len(part) < least:
             raise ValueError(f"{label} must have shape (N, D) with N at least {least}, got {tuple(part.shape)}")
         bad = ~torch.isfinite(part).flatten(1).all(-1)
@@ -307,12 +316,14 @@ def _checked(name: str, rows: tuple[Tensor, ...], like: tuple[Tensor, ...] | Non
             f"{name} and context must have the same rows and dtype, got "
             f"{' and '.join(f'{tuple(part.shape)} of {part.dtype}' for part in rows)}"
         )
-    if like is not None and [part.shape[1:] for part in rows] != [part.shape[1:] for part in like]:
+    if any(part.shape[1] == 0 for part in rows):
         raise ValueError(
-            f"{name} must have rows of the shapes {[tuple(part.shape[1:]) for part in like]}, as data and context, got "
-            f"{[tuple(part.shape[1:]) for part in rows]}"
+            f"{name} and context must have a column at least, got {[tuple(part.shape) for part in rows]}; leave it out"
         )
-    return rows
+    kinds = lambda parts: [(tuple(part.shape[1:]), part.dtype) for part in parts]  # noqa: E731
+    if like is not None and kinds(rows) != kinds(like):
+        raise ValueError(f"{name} must have rows of the shapes and dtypes {kinds(like)}, as data and context, got {kinds(rows)}")
+    return tuple(part.detach() for part in rows)
 
 
 def _distribution(
@@ -335,7 +346,7 @@ def _distribution(
         return flow
     if standardise and len(event) > 1:
         raise ValueError("standardise must be False for images; put LogitPreprocessing or ActNorm into the flow")
-    base = flow.base if isinstance(flow, FlowDistribution) else None
+    base = flow.base if isinstance(flow, FlowDistribution) and not flow.has_default_base else None
     transform = flow.transform if isinstance(flow, FlowDistribution) else flow
     if isinstance(transform, FlowTransform):
         if options:
@@ -369,6 +380,19 @@ def _distribution(
             transform = ContextMap(transform, Standardised(loc, scale), context_dim)
         transform = Compose([transform, LowerCholeskyAffine(*_location_and_scale("data", data))])
     return FlowDistribution(transform) if base is None else FlowDistribution(transform, base)
+
+
+def _check_support(name: str, data: Tensor, distribution: FlowDistribution | FlowMixture) -> None:
+    """Refuse data that the flow gives no density to, before anything is trained."""
+    support = distribution.support
+    outside = ~support.check(data).reshape(len(data), -1).all(-1)
+    if bool(outside.any()):
+        how = ""
+        if circles_of(support) is not None:
+            how = "; bring angles there by torch.remainder(x + torch.pi, 2 * torch.pi) - torch.pi"
+        elif support is SPHERE:
+            how = "; divide by their length, x / x.norm(dim=-1, keepdim=True)"
+        raise ValueError(f"{name} must lie in {support}, and {int(outside.sum())} of {len(data)} rows do not{how}")
 
 
 def _location_and_scale(name: str, rows: Tensor, constant_is_fine: bool = False) -> tuple[Tensor, Tensor]:

@@ -81,7 +81,7 @@ def flow_matching_loss(distribution: FlowDistribution, path: Path = "linear") ->
                 torch.manual_seed(0)
             with torch.no_grad():
                 ends = pull(points, context)
-                starts = distribution.base.sample((len(ends),))
+                starts = distribution.base.sample((len(ends),)).to(ends)
                 if path == "optimal_transport":
                     starts = _paired(starts, ends, flow)
                 # One time in each of as many equal parts: the same mean, less noise.

@@ -71,7 +71,7 @@ def free_form_loss(distribution: FlowDistribution, weight: float = WEIGHT) -> Ca
                 torch.manual_seed(0)
             with torch.no_grad():
                 ends = flow.arrived(pull(points, context))
-                draws = distribution.base.sample((len(ends),))
+                draws = distribution.base.sample((len(ends),)).to(ends)
             told = tell(context) if flow.context_dim else None
 
             def mapped(network: TangentMLP, x: Tensor, v: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -90,6 +90,8 @@ def maximise_likelihood(
         (2.0, 'max_epochs')
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError("there is no parameter to train: all of them are frozen (requires_grad=False), or there are none")
     optimiser = torch.optim.Adam(parameters, lr=lr)
     batches = max(1, len(train[0]) // batch_size)
     total = max_epochs * batches
@@ -110,7 +112,7 @@ def maximise_likelihood(
             try:
                 value = loss(*[part[batch] for part in rows])
                 value.backward()
-            except ArithmeticError as error:  # a solver that did not get through
+            except (ArithmeticError, AssertionError) as error:  # a solver that did not get through, or torchdiffeq's adjoint
                 why = f" ({error})"
             else:
                 norm = nn.utils.clip_grad_norm_(parameters, _CLIP)
@@ -131,7 +133,8 @@ def maximise_likelihood(
                 rows = renew()
             run.losses.append(epoch_loss(rows))
             run.validation_losses.append(_mean_loss(module, loss, held_out))
-            if not run.validation_losses[-1] >= run.validation_losses[run.best_epoch]:
+            found, best = run.validation_losses[-1], run.validation_losses[run.best_epoch]
+            if found < best or (math.isnan(best) and not math.isnan(found)):
                 run.best_epoch, best_state = epoch, copy.deepcopy(module.state_dict())
             bar.update()
             bar.set_postfix_str(f"held out {run.validation_losses[-1]:.3f}, best {run.validation_losses[run.best_epoch]:.3f}")

@@ -11,6 +11,7 @@ from pyro.infer import HMC, MCMC, NUTS
 from torch import Tensor
 
 from pyro_flows.distributions import FlowDistribution
+from pyro_flows.guides.flow_guide import check_exact_density
 
 from .gaussian import LogDensity
 
@@ -67,7 +68,7 @@ def neural_transport(
         Draws, divergences, and the number of gradients taken.
 
     Raises:
-        ValueError: If ``kernel`` is not known.
+        ValueError: If ``kernel`` is not known, or the flow's log-determinant is not exact.
 
     References:
         Hoffman, Sountsov, Dillon, Langmore, Tran, Vasudevan (2019), *NeuTra-lizing bad geometry in Hamiltonian Monte Carlo using
@@ -81,6 +82,7 @@ def neural_transport(
         >>> abs(float(chains.latents.mean()) - 5) < 1
         True
     """
+    check_exact_density(distribution)
     if kernel not in ("nuts", "hmc"):
         raise ValueError(f"kernel must be 'nuts' or 'hmc', got {kernel!r}")
     count = multiprocessing.Value("q", 0)

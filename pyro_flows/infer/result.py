@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pyro_flows.diagnostics import Diagnosis, diagnose, from_groups, psis, psis_resample, to_inference_data, usable_log_weights
+from pyro_flows.diagnostics import (
+    Diagnosis,
+    Loo,
+    diagnose,
+    from_groups,
+    loo,
+    psis,
+    psis_resample,
+    to_inference_data,
+    usable_log_weights,
+)
 from pyro_flows.distributions import GaussianMixture
 from pyro_flows.guides import AutoFlow, AutoPlateFlow
 from pyro_flows.guides.flow_guide import check_exact_density
@@ -413,6 +423,41 @@ class Fit:
             dims={**self.log_joint.structure.named_dims, **(dims or {})},
             attrs={"inference_library": "pyro_flows", "kernel": kernel, "num_gradients": chains.num_gradients},
         )
+
+    def loo(self, num_samples: int = 10_000, *, seed: int | None = 0) -> Loo:
+        """Leave-one-out cross-validation of the posterior, the guide corrected by its weights; see
+        :func:`~pyro_flows.diagnostics.loo`.
+
+        Every element of every observed site is one observation.
+
+        Args:
+            num_samples: Number of draws.
+            seed: Of the draws.
+
+        Raises:
+            ValueError: If the model has no data, or its plates draw minibatches.
+
+        Example:
+            >>> def model(y):
+            ...     mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+            ...     with pyro.plate("data", len(y)):
+            ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+            >>> done = pf.fit(model, torch.tensor([1.0, 2.0, 3.0]), guide="affine", max_steps=100, seed=0, progress=False)
+            >>> done.loo(2000).num_unreliable
+            0
+        """
+        check_count("num_samples", num_samples, 100)
+        if self.log_joint.structure.subsampled:
+            raise ValueError(
+                "a model whose plates draw minibatches has other observations at every draw; fit it without subsampling"
+            )
+        latents, log_p, log_q = self._weighted(num_samples, seed)
+        with torch.no_grad():
+            found = self.log_joint.log_likelihood(latents)
+        if not found:
+            raise ValueError("the model has no observed site, nothing to leave out")
+        columns = torch.cat([value.reshape(num_samples, -1) for value in found.values()], 1)
+        return loo(columns, usable_log_weights(log_p, log_q, latents)[0])
 
     def to_arviz(
         self,

@@ -10,7 +10,7 @@ from torch import Tensor
 Map = Callable[[Tensor], Tensor]
 
 
-def log_volume_ratio(function: Map, x: Tensor, projection: Map, dim: int) -> tuple[Tensor, Tensor]:
+def log_volume_ratio(function: Map, x: Tensor, projection: Map, dim: int, *, vectorise: bool = True) -> tuple[Tensor, Tensor]:
     r"""A map on a manifold of dimension m embedded in :math:`R^n`, and the logarithm of its differential volume ratio.
 
     With an orthonormal basis :math:`T_x` of the tangent space at x and the ambient Jacobian :math:`F_x`,
@@ -26,6 +26,8 @@ def log_volume_ratio(function: Map, x: Tensor, projection: Map, dim: int) -> tup
         x: Points on the manifold, ``(*, n)``.
         projection: Map of the ambient space onto the manifold, with the points of the manifold as fixed points.
         dim: Dimension m of the manifold.
+        vectorise: Whether ``torch.func`` may run the map, for all points at once; else autograd runs it for one after another, such
+            as a map that looks at values.
 
     Returns:
         The values ``(*, k)`` and the log-ratios ``(*)``.
@@ -52,7 +54,11 @@ def log_volume_ratio(function: Map, x: Tensor, projection: Map, dim: int) -> tup
     rows = x.reshape(-1, x.shape[-1])
     if not len(rows):
         return x.new_zeros(x.shape), x.new_zeros(x.shape[:-1])
-    jacobian, values = torch.func.vmap(torch.func.jacrev(one, has_aux=True))(rows)
+    if vectorise:
+        jacobian, values = torch.func.vmap(torch.func.jacrev(one, has_aux=True))(rows)
+    else:
+        values = torch.stack([function(row) for row in rows])
+        jacobian = torch.stack([torch.autograd.functional.jacobian(function, row, create_graph=True) for row in rows])
     if values.shape[-1] < dim:
         raise ValueError(f"function must give values of {dim} dimensions at least, the dim of the manifold, got {values.shape[-1]}")
     projector = torch.func.vmap(torch.func.jacrev(projection))(rows)

@@ -80,26 +80,20 @@ class VelocityField(nn.Module):
         """The field at a context ``(*, context_dim)``, with its Jacobian; called once for many times and points."""
 
         def linearised(t: Tensor, x: Tensor) -> Linearised:
-            graph = torch.is_grad_enabled()
-            with torch.enable_grad():
-                at = x if x.requires_grad else x.detach().requires_grad_()
-                velocity = self(t, at, context)
+            # torch.func differentiates in inference mode and under vmap, forward mode and compilers as well.
+            velocity, pull = cast(tuple[Tensor, Any], torch.func.vjp(lambda points: self(t, points, context), x))
 
-                def pull_back(e: Tensor) -> Tensor:
-                    if not velocity.requires_grad:
-                        return torch.zeros_like(at)
-                    (found,) = torch.autograd.grad(velocity, at, e, create_graph=graph, retain_graph=True, allow_unused=True)
-                    return torch.zeros_like(at) if found is None else found
+            def pull_back(e: Tensor) -> Tensor:
+                return pull(e)[0]  # type: ignore[no-any-return]
 
-                def divergence() -> Tensor:
-                    total = torch.zeros_like(at[..., 0])
-                    for i in range(self.dim):
-                        e = torch.zeros_like(velocity)
-                        e[..., i] = 1
-                        total = total + pull_back(e)[..., i]
-                    return total
+            def divergence() -> Tensor:
+                total = torch.zeros_like(x[..., 0])
+                for i in range(self.dim):
+                    e = torch.nn.functional.one_hot(torch.tensor(i, device=x.device), self.dim).to(x)
+                    total = total + pull_back(e.expand(x.shape))[..., i]
+                return total
 
-            return Linearised(velocity if graph else velocity.detach(), pull_back, divergence)
+            return Linearised(velocity, pull_back, divergence)
 
         return linearised
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,8 +50,9 @@ class CNF(FlowTransform):
 
     Solvers that adapt choose one step size for all rows of a call, and look at values, so that they run in eager mode alone; under
     ``torch.compile`` and ``vmap`` use ``solver="rk4"`` with ``num_steps``, whose error is not controlled: compare it with an
-    adaptive solve at points of interest. Kinetic energy and Jacobian norm along the way, which keep a field easy to solve (RNODE),
-    are had by :func:`~pyro_flows.transforms.record_costs`.
+    adaptive solve at points of interest. An estimated trace draws random numbers, for which ``vmap`` wants to be told
+    ``randomness="different"``. Kinetic energy and Jacobian norm along the way, which keep a field easy to solve (RNODE), are had by
+    :func:`~pyro_flows.transforms.record_costs`.
 
     References:
         Chen, Rubanova, Bettencourt, Duvenaud (2018), *Neural ordinary differential equations*, https://arxiv.org/abs/1806.07366;
@@ -73,7 +74,8 @@ class CNF(FlowTransform):
 
     Raises:
         ValueError: If an argument is not as described; when called, as :func:`~pyro_flows.solvers.solve_ode`.
-        ArithmeticError: When called, if the solver does not get through.
+        ArithmeticError: When called, if the solver does not get through. Where the adjoint equation does not, in a backward pass,
+            it is torchdiffeq's AssertionError.
 
     Example:
         >>> from pyro_flows.nn import VelocityMLP
@@ -102,7 +104,7 @@ class CNF(FlowTransform):
         if not isinstance(velocity, VelocityField):
             raise ValueError(f"velocity must be a VelocityField, such as VelocityMLP(2), got {type(velocity).__name__}")
         super().__init__(velocity.dim, velocity.context_dim)
-        if not (math.isfinite(t0) and math.isfinite(t1)) or t0 == t1:
+        if not all(isinstance(t, (int, float)) and math.isfinite(t) for t in (t0, t1)) or t0 == t1:
             raise ValueError(f"t0 and t1 must be two different times, got {t0!r} and {t1!r}")
         check_solver(solver, tolerance, num_steps)
         if trace not in ("auto", "exact", "estimate"):
@@ -129,6 +131,11 @@ class CNF(FlowTransform):
     def eager_only(self) -> bool:
         """Whether the solver adapts its steps to values."""
         return self.num_steps is None
+
+    @property
+    def settings(self) -> tuple[Any, ...]:
+        """The solver and its options."""
+        return self.solver, self.tolerance, self.num_steps
 
     @property
     def caches(self) -> bool:
@@ -244,6 +251,10 @@ class CNF(FlowTransform):
         if self.log_det_kind != "exact" or not is_real(self.domain):
             return super().forward_with_score(x, score, context)
         x, context = self._check(x, context, "forward_with_score")
+        if torch.is_inference_mode_enabled():
+            with torch.inference_mode(False), torch.no_grad():
+                given = None if context is None else context.clone()
+                return self.forward_with_score(x.clone(), score.clone(), given)
         field, dim, graph, costs = self.velocity.at(context), self.input_dim, torch.is_grad_enabled(), recorder()
 
         def slope(t: Tensor, state: Tensor) -> Tensor:

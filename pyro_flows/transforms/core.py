@@ -222,6 +222,11 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
         return 1
 
     @property
+    def settings(self) -> tuple[Any, ...]:
+        """What of its attributes may change and a pass depends on, so that a pass before the change is not remembered."""
+        return ()
+
+    @property
     def caches(self) -> bool:
         """Whether a pass through it, or what holds it, may be remembered: not if parameters, buffers and modes tell not all."""
         return True
@@ -305,6 +310,8 @@ class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc
                 if isinstance(module, FlowTransform) and not module.caches:
                     return None
                 add(state["training"])
+                if isinstance(module, FlowTransform):
+                    add(module.settings)
                 for tensors in (state["_parameters"], state["_buffers"]):
                     for tensor in tensors.values():
                         if tensor is not None:

@@ -9,7 +9,6 @@ from torch import nn
 
 from ..solvers.ode import check_solver
 from .cnf import CNF
-from .core import FlowTransform
 
 
 def adaptive_flows(module: nn.Module) -> list[CNF]:
@@ -28,7 +27,8 @@ def on_grid(module: nn.Module, num_steps: int) -> Iterator[None]:
     """Solve the continuous flows in a module by Runge and Kutta's fourth-order steps of equal size within the block.
 
     Only flows whose solver adapts its steps; others stay as they are. A grid costs what it is told to, and can be traced and
-    compiled, but nobody controls its error: train on it, and judge by the solver that adapts.
+    compiled, but nobody controls its error: train on it, and judge by the solver that adapts. A copy made within the block stays on
+    the grid.
 
     Args:
         module: A flow, a distribution, a guide.
@@ -53,15 +53,7 @@ def on_grid(module: nn.Module, num_steps: int) -> Iterator[None]:
     try:
         for flow in found:
             flow.solver, flow.num_steps, flow.gradient = "rk4", num_steps, "steps"
-        _forget(module)
         yield
     finally:
         for flow, (solver, gradient) in zip(found, before, strict=True):
             flow.solver, flow.num_steps, flow.gradient = solver, None, gradient
-        _forget(module)
-
-
-def _forget(module: nn.Module) -> None:
-    for part in module.modules():
-        if isinstance(part, FlowTransform):
-            part._cache = None

@@ -33,8 +33,9 @@ class SolveCosts:
 
     def add(self, kinetic: Tensor, jacobian: Tensor) -> None:
         """Take the integrals of one solve, a number per row each."""
-        self._kinetic.append(kinetic.mean())
-        self._jacobian.append(jacobian.mean())
+        if kinetic.numel():
+            self._kinetic.append(kinetic.mean())
+            self._jacobian.append(jacobian.mean())
 
     @property
     def kinetic_energy(self) -> Tensor:
@@ -62,7 +63,8 @@ def record_costs(*, regularisers: bool = True) -> Iterator[SolveCosts]:
 
     Kinetic energy and Jacobian norm are integrated in the same solve as the log-density; a loss that has a little of them,
     0.03 of each say, gives fields that need far fewer evaluations (RNODE). They are usually trained on a fixed grid, see
-    :func:`~pyro_flows.transforms.on_grid`, which the regularisers keep exact enough.
+    :func:`~pyro_flows.transforms.on_grid`, which the regularisers keep exact enough. A recorder within another has what is solved
+    there, and the outer one has not.
 
     References:
         Finlay et al. (2020), *How to train your neural ODE*, https://arxiv.org/abs/2002.02798

@@ -17,6 +17,7 @@ from torch import nn
 import pyro_flows as pf
 from pyro_flows import flows
 from pyro_flows.distributions import FlowMixture, StudentTBase, flow_mixture
+from pyro_flows.transforms import AffineTril, BatchNorm, Compose
 
 
 @pytest.fixture(autouse=True)
@@ -212,7 +213,72 @@ def test_the_average_of_mixtures():
     torch.testing.assert_close(mean.log_prob(x).exp(), 0.5 * (one.log_prob(x).exp() + other.log_prob(x).exp()))
     assert isinstance(mean.logits, nn.Parameter) and mean.members[0] is one.members[0]
     assert FlowMixture.average([other, other]).has_rsample
-    with pytest.raises(ValueError, match="mixtures must be FlowMixtures"):
+    with pytest.raises(ValueError, match="mixtures must be a sequence"):
         FlowMixture.average([])
-    with pytest.raises(ValueError, match="mixtures must be FlowMixtures"):
+    with pytest.raises(ValueError, match="mixtures must be a sequence"):
         FlowMixture.average([one.members[0]])
+
+
+@pytest.mark.parametrize("count", [7, 9])
+def test_members_at_contexts_of_their_own(count):
+    """Contexts that begin alike have gradient each, and may change."""
+    flow = flows.real_nvp(2, context_dim=3, num_layers=2).double()
+    for parameter in flow.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    contexts = torch.zeros(count, 3, dtype=torch.float64, requires_grad=True)
+    made = FlowMixture([pf.FlowDistribution(flow).condition(c) for c in contexts])
+    x = torch.randn(20, 2, dtype=torch.float64)
+    made.log_prob(x).sum().backward()
+    lengths = contexts.grad.norm(dim=-1)
+    torch.testing.assert_close(lengths, lengths[:1].expand(count))
+    each = [torch.zeros(3, dtype=torch.float64) for _ in range(count)]
+    made = FlowMixture([pf.FlowDistribution(flow).condition(c) for c in each])
+    made.log_prob(x)
+    for c in each:
+        c.add_(torch.randn(3, dtype=torch.float64))
+    torch.testing.assert_close(made.member_log_probs(x), one_by_one(made, x), atol=1e-12, rtol=1e-12)
+
+
+def test_buffers_and_modes_of_members_are_their_own():
+    def normed(count):
+        torch.manual_seed(0)
+        return FlowMixture([pf.FlowDistribution(Compose([AffineTril(2), BatchNorm(2).inv])) for _ in range(count)])
+
+    x = 5 + 3 * torch.randn(200, 2)
+    few, made = normed(3).train(), normed(9).train()
+    for _ in range(20):
+        few.log_prob(x), made.log_prob(x)
+    for member in made.members:
+        torch.testing.assert_close(member.transform.parts[1].transform.mean, few.members[0].transform.parts[1].transform.mean)
+    made.members[0].eval()
+    torch.testing.assert_close(made.member_log_probs(x)[0], made.members[0].log_prob(x))
+    made.eval()
+    torch.testing.assert_close(made.member_log_probs(x), one_by_one(made, x))
+    made.members[4].transform = AffineTril(2).inv
+    torch.testing.assert_close(made.member_log_probs(x), one_by_one(made, x))
+
+
+def test_a_pass_that_changes_buffers_is_made_member_by_member():
+    class Counts(AffineTril):
+        def __init__(self, input_dim, context_dim=0):
+            super().__init__(input_dim, context_dim)
+            self.register_buffer("count", torch.zeros(()))
+
+        def inverse_and_log_det(self, y, context=None):
+            self.count.add_(1)
+            return super().inverse_and_log_det(y, context)
+
+    made = FlowMixture([pf.FlowDistribution(Counts(2)) for _ in range(9)])
+    made.log_prob(torch.randn(5, 2))
+    assert [int(member.transform.count) for member in made.members] == [1] * 9
+
+
+def test_more_that_is_refused():
+    one = mixture()
+    for wrong in (torch.tensor(3), torch.tensor([-1]), torch.tensor(1.0)):
+        with pytest.raises(ValueError, match="component must"):
+            one.given(wrong)
+    with pytest.raises(ValueError, match="one dtype"):
+        FlowMixture([shifted(0.0), pf.FlowDistribution(flows.affine(2).double())])
+    with pytest.raises(ValueError, match="sequence of FlowMixtures, got FlowMixture"):
+        FlowMixture.average(one)

@@ -7,10 +7,14 @@ import math
 import pyro.distributions as dist
 import pytest
 import torch
+from tqdm import tqdm
 
 import pyro_flows as pf
 from pyro_flows import flows
-from pyro_flows.transforms import ActNorm, Affine, Compose, Elementwise
+from pyro_flows.distributions import FlowDistribution, FlowMixture
+from pyro_flows.infer.maximum_likelihood import maximise_likelihood
+from pyro_flows.manifolds import TorusFreeForm
+from pyro_flows.transforms import ActNorm, Affine, Compose, Elementwise, FreeForm
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +106,7 @@ def test_a_base_of_its_own_and_double_precision():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"data": torch.zeros(20, 2).long()}, "data must be a floating-point tensor, got a tensor of torch.int64"),
+        ({"data": torch.zeros(20, 2).long()}, "data must be a tensor of float32 or float64, got a tensor of torch.int64"),
         ({"data": torch.randn(20)}, r"data must have shape \(N, D\) with N at least 10, got \(20,\)"),
         ({"data": torch.randn(5, 2)}, r"with N at least 10, got \(5, 2\)"),
         ({"data": torch.full((20, 2), torch.nan)}, "data has NaN or infinity in 20 of 20 rows"),
@@ -111,7 +115,7 @@ def test_a_base_of_its_own_and_double_precision():
         ({"context": torch.randn(20, 1).double()}, "data and context must have the same rows and dtype"),
         (
             {"validation": (torch.randn(5, 3),)},
-            r"validation must have rows of the shapes \[\(2,\)\], as data and context, got \[\(3,\)\]",
+            r"validation must have rows of the shapes and dtypes \[\(\(2,\), torch.float32\)\], as data and context, got \[\(\(3,",
         ),
         ({"flow": "no_such_flow"}, "no flow is named 'no_such_flow'"),
         ({"flow": flows.affine(3)}, r"flow gives events of shape \(3,\) with context_dim=0; rows of data have shape \(2,\)"),
@@ -124,3 +128,55 @@ def test_a_base_of_its_own_and_double_precision():
 def test_bad_input_is_named(change, message):
     with pytest.raises(ValueError, match=message):
         pf.fit_density(**{"flow": "affine", "data": torch.randn(20, 2), "progress": False, **change})
+
+
+def test_what_would_fail_in_the_end_is_refused_before_training():
+    angles, short = 6.28 * torch.rand(100, 2), torch.ones(100, 3)
+    options = {"max_epochs": 1, "progress": False}
+    for flow, objective in (("torus_cnf", "flow_matching"), ("torus", "likelihood"), (TorusFreeForm(2), "free_form")):
+        with pytest.raises(ValueError, match=r"data must lie in .*rows do not; bring angles there"):
+            pf.fit_density(flow, angles, objective=objective, **options)
+    with pytest.raises(ValueError, match="divide by their length"):
+        pf.fit_density("sphere_cnf", short, objective="flow_matching", **options)
+    x = torch.randn(100, 2)
+    with pytest.raises(ValueError, match="a column at least"):
+        pf.fit_density("affine", x, x[:, :0], **options)
+    pair = FlowMixture([FlowDistribution(pf.flows.get("cnf")(2)) for _ in range(2)])
+    for objective in ("flow_matching", "free_form"):
+        with pytest.raises(ValueError, match="is for one flow, got a FlowMixture"):
+            pf.fit_density(pair, x, objective=objective, **options)
+    with pytest.raises(ValueError, match="path is for"):
+        pf.fit_density("affine", x, path="variance_preserving", **options)
+    with pytest.raises(ValueError, match="float32 or float64"):
+        pf.fit_density("affine", x.half(), **options)
+    with pytest.raises(ValueError, match="validation must have rows of the shapes and dtypes"):
+        pf.fit_density("affine", x, validation=(x.double(),), **options)
+    with pytest.raises(ValueError, match="no parameter to train"):
+        pf.fit_density(pf.flows.affine(2).requires_grad_(False), x, **options)
+
+
+def test_data_that_want_gradient_are_taken_without():
+    x = torch.randn(200, 2, requires_grad=True)
+    pf.fit_density("affine", x, max_epochs=2, progress=False)
+    assert x.grad is None
+
+
+def test_an_epoch_that_is_nan_on_rows_held_out_is_not_the_best():
+    layer, seen = torch.nn.Linear(1, 1), iter([5.0, 1.0, math.nan, 3.0, math.nan])
+
+    def loss(x):
+        value = layer(x).square().mean()
+        return value if layer.training else value * 0 + next(seen)
+
+    rows = (torch.randn(8, 1),)
+    layer.train()
+    options = {"lr": 0.1, "batch_size": 8, "max_epochs": 4, "patience": 4, "limit": None, "hint": ""}
+    assert maximise_likelihood(layer, loss, rows, rows, bar=tqdm(disable=True), **options).best_epoch == 1
+
+
+def test_a_flow_whose_base_was_left_behind_by_a_change_of_dtype():
+    flow = FreeForm(2, hidden_dims=(4,))
+    q = FlowDistribution(flow)
+    flow.double()
+    fit = pf.fit_density(q, torch.randn(50, 2).double(), objective="free_form", max_epochs=1, progress=False)
+    assert fit.sample(3).dtype == torch.float64

@@ -10,6 +10,7 @@ from pyro_flows import transforms as t
 from pyro_flows.nn import VelocityMLP
 from pyro_flows.testing import LAWS, MANIFOLD_LAWS, ConformanceError, check_manifold_transform
 from pyro_flows.transforms import Affine, Compose, MoebiusMixture, NonCompactProjection
+from pyro_flows.transforms.cnf import Rates
 
 F64 = torch.float64
 # Steps that adapt look at values, which the oracle's vmap does not allow.
@@ -150,6 +151,25 @@ def test_a_broken_transform_is_caught(broken, law):
     check_manifold_transform(m.NormalizedTranslation, laws=[law])
     with pytest.raises(ConformanceError, match=law):
         check_manifold_transform(broken, laws=[law])
+
+
+@pytest.mark.parametrize("kind", ["sphere", "circle and line"])
+def test_solves_that_adapt_are_held_to_the_oracle(kind):
+    base = m.SphereCNF if kind == "sphere" else m.TorusCNF
+
+    class Doubled(base):
+        def _rates(self, *given):
+            rates = super()._rates(*given)
+            return Rates(rates.velocity, lambda: 2 * rates.divergence(), rates.pulled)
+
+    def made(which, n, c):
+        field = VelocityMLP(n if kind == "sphere" else 3, c, (8,))
+        return which(field) if kind == "sphere" else which(field, (True, False))
+
+    options = {"input_dim": 5 if kind == "sphere" else 2, "laws": ["log_det_is_that_of_the_oracle"]}
+    check_manifold_transform(lambda n, c: made(base, n, c), **options)
+    with pytest.raises(ConformanceError, match="against the oracle"):
+        check_manifold_transform(lambda n, c: made(Doubled, n, c), **options)
 
 
 def test_the_suite_is_for_manifolds():

@@ -14,7 +14,7 @@ from pyro_flows import FlowDistribution, flows
 from pyro_flows.guides.flow_guide import check_exact_density
 from pyro_flows.nn import VelocityField, VelocityMLP
 from pyro_flows.solvers import solve_ode
-from pyro_flows.transforms import CNF, record_costs
+from pyro_flows.transforms import CNF, AffineTril, Compose, on_grid, record_costs
 
 
 class Linear(VelocityField):
@@ -307,3 +307,64 @@ def test_augmented_flow_is_a_bound_in_the_mean():
     # The mean of exponentials is the density without bias, that of logarithms below it; the error of 200 draws is about 0.01.
     assert total == pytest.approx(1, abs=0.04)
     assert below < total - 0.001
+
+
+class Waves(VelocityField):
+    def __init__(self, dim):
+        super().__init__(dim)
+        self.layer = torch.nn.Linear(dim, dim)
+
+    def forward(self, t, x, context=None):
+        return torch.sin(self.layer(x)) * (1 + t)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own, at its first forward mode
+def test_a_field_without_closed_forms_in_every_mode():
+    """Inference mode, forward mode, vmap, jacfwd and compilers differentiate it as plain autograd does."""
+    torch.manual_seed(0)
+    adaptive, x = CNF(Waves(2)).double(), torch.randn(3, 2, dtype=torch.float64)
+    expected, score = adaptive.forward_and_log_det(x)[1].detach(), adaptive.forward_with_score(x, -x)[2]
+    with torch.inference_mode():
+        torch.testing.assert_close(adaptive.forward_and_log_det(x)[1], expected)
+        torch.testing.assert_close(adaptive.forward_with_score(x, -x)[2], score)
+    assert float(expected.abs().min()) > 0.1
+    grid = CNF(adaptive.velocity, solver="rk4", num_steps=4)
+    value, log_det = grid.forward_and_log_det(x)
+    jacobian = torch.autograd.functional.jacobian(lambda a: grid.forward_and_log_det(a)[0], x[0])
+    torch.testing.assert_close(torch.func.jacfwd(lambda a: grid.forward_and_log_det(a)[0])(x[0]), jacobian)
+    torch.testing.assert_close(torch.func.vmap(grid.forward_and_log_det)(x), (value, log_det))
+    torch.testing.assert_close(torch.compile(grid.forward_and_log_det, fullgraph=True, backend="eager")(x), (value, log_det))
+
+
+def test_a_pass_before_a_grid_is_not_remembered_in_what_holds_the_flow():
+    torch.manual_seed(0)
+    flow = CNF(Waves(2))
+    outer, z = Compose([flow, AffineTril(2)]), torch.randn(2, 2)
+    before = outer(z)
+    with on_grid(flow, 1):
+        torch.testing.assert_close(outer(z), outer(z.clone()))
+        assert float((outer(z) - before).detach().abs().max()) > 1e-6
+
+
+def test_chains_refuse_an_estimated_density():
+    from pyro_flows.infer.neural_transport import neural_transport
+
+    q = FlowDistribution(CNF(Waves(2), trace="estimate"))
+    with pytest.raises(ValueError, match="is not exact"):
+        neural_transport(q, lambda z: -z.square().sum(-1), num_samples=2, progress=False)
+
+
+def test_times_and_circles_of_other_kinds_are_refused():
+    for times in ({"t0": None}, {"t1": "a"}):
+        with pytest.raises(ValueError, match="t0 and t1"):
+            CNF(VelocityMLP(2), **times)
+    with pytest.raises(ValueError, match="circles must be a sequence"):
+        flows.get("torus_cnf")(2, circles=3)
+
+
+def test_costs_of_no_rows_are_left_out():
+    flow = CNF(VelocityMLP(2))
+    with record_costs() as costs:
+        flow.forward_and_log_det(torch.zeros(0, 2))
+        flow.forward_and_log_det(torch.zeros(3, 2))
+    assert float(costs.kinetic_energy.detach()) == 0

@@ -27,6 +27,8 @@ def check_circles(input_dim: int, circles: Sequence[bool] | None) -> tuple[bool,
     """
     if circles is None:
         return (True,) * input_dim
+    if not isinstance(circles, Sequence):
+        raise ValueError(f"circles must be a sequence of {input_dim} booleans, True for an angle; got {circles!r}")
     found = tuple(circles)
     if len(found) != input_dim or not all(isinstance(entry, bool) for entry in found):
         raise ValueError(f"circles must hold {input_dim} booleans, True for an angle; got {circles!r}")
