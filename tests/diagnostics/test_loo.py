@@ -47,7 +47,7 @@ def drawn(y, count, scale=1.0, shift=0.0):
 
 @pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (1.3, 0.0), (1.5, 0.8)])
 def test_a_conjugate_model_whatever_the_guide(scale, shift):
-    """The error of 20,000 draws is below 0.05 nats for each of 15 observations, one of them far out; uncorrected draws are off by more."""
+    """The error of 20,000 draws is below 0.05 nats for each of 15 observations, one far out; uncorrected draws are off by more."""
     torch.manual_seed(0)
     y = torch.randn(15, dtype=torch.float64) * 1.5
     log_likelihood, log_weights = drawn(y, 20_000, scale, shift)
