@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .arviz import from_groups, psislw, summary, to_netcdf
 from .bits_per_dim import bits_per_dim
+from .distances import Distance, c2st, energy_distance, marginal_wasserstein, mmd, sliced_wasserstein
 from .inference_data import to_inference_data
 from .invertibility import InverseAudit, audit_inverse
 from .loo import Comparison, Loo, compare_loo, loo
@@ -16,20 +17,25 @@ from .weights import Psis, elbo, eubo, importance_ess, log_evidence, psis, psis_
 __all__ = [
     "Comparison",
     "Diagnosis",
+    "Distance",
     "InverseAudit",
     "Loo",
     "Psis",
     "Uniformity",
     "audit_inverse",
     "bits_per_dim",
+    "c2st",
     "compare_loo",
     "diagnose",
     "elbo",
+    "energy_distance",
     "eubo",
     "from_groups",
     "importance_ess",
     "log_evidence",
     "loo",
+    "marginal_wasserstein",
+    "mmd",
     "plot_globe",
     "plot_losses",
     "plot_pairs",
@@ -38,6 +44,7 @@ __all__ = [
     "psis",
     "psis_resample",
     "psislw",
+    "sliced_wasserstein",
     "summary",
     "to_inference_data",
     "to_netcdf",
