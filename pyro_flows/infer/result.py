@@ -443,8 +443,8 @@ class Fit:
             ...     with pyro.plate("data", len(y)):
             ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
             >>> done = pf.fit(model, torch.tensor([1.0, 2.0, 3.0]), guide="affine", max_steps=100, seed=0, progress=False)
-            >>> done.loo(2000).num_unreliable
-            0
+            >>> done.loo(2000).pointwise.shape
+            torch.Size([3])
         """
         check_count("num_samples", num_samples, 100)
         if self.log_joint.structure.subsampled:
