@@ -71,9 +71,7 @@ def c2st(draws: Tensor, reference: Tensor, *, num_folds: int = 5, seed: int = 0)
     except ImportError as missing:
         raise ImportError("c2st needs scikit-learn: pip install scikit-learn") from missing
     count = min(len(x), len(y))
-    x, y = x[:count], y[:count]
-    scale = y.std(0)
-    x, y = ((part - y.mean(0)) / torch.where(scale > 0, scale, torch.ones_like(scale)) for part in (x, y))
+    x, y = _in_sd(x[:count], y[:count])
     width = 10 * x.shape[1]
     network = MLPClassifier((width, width), max_iter=10_000, random_state=seed)
     folds = KFold(num_folds, shuffle=True, random_state=seed)
@@ -120,9 +118,9 @@ def mmd(draws: Tensor, reference: Tensor, *, num_permutations: int = 200, most: 
         outside = torch.einsum("pi,ij,pj->p", other, kernel, other) / (n * (n - 1))
         return inside + outside - 2 * torch.einsum("pi,ij,pj->p", signs, kernel, other) / (m * n)
 
-    own = torch.cat([torch.ones(m), torch.zeros(n)]).to(kernel)
-    generator = torch.Generator().manual_seed(seed)
-    orders = torch.stack([torch.randperm(m + n, generator=generator) for _ in range(num_permutations)])
+    own = torch.cat([kernel.new_ones(m), kernel.new_zeros(n)])
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    orders = torch.stack([torch.randperm(m + n, generator=generator, device="cpu") for _ in range(num_permutations)])
     null = statistic(own[orders])
     value = float(statistic(own[None])[0])
     p_value = (1 + int((null >= value).sum())) / (num_permutations + 1)
@@ -152,12 +150,10 @@ def sliced_wasserstein(draws: Tensor, reference: Tensor, *, num_directions: int 
         >>> sliced_wasserstein(torch.randn(500, 3) + 1, torch.randn(500, 3)).value > 0.5
         True
     """
-    x, y = _checked(draws, reference)
-    generator = torch.Generator().manual_seed(seed)
-    ways = torch.randn(y.shape[1], num_directions, generator=generator, dtype=y.dtype)
+    x, y = _in_sd(*_checked(draws, reference))
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    ways = torch.randn(y.shape[1], num_directions, generator=generator, dtype=y.dtype, device="cpu")
     ways = ways / ways.norm(dim=0)
-    scale = y.std(0)
-    x, y = (part / torch.where(scale > 0, scale, torch.ones_like(scale)) for part in (x, y))
     return _beside_halves(_along(x @ ways, y @ ways).mean(), y @ ways, generator, len(x))
 
 
@@ -179,10 +175,8 @@ def marginal_wasserstein(draws: Tensor, reference: Tensor, *, seed: int = 0) -> 
         >>> round(marginal_wasserstein(torch.randn(4000, 2) + torch.tensor([0.0, 2.0]), torch.randn(4000, 2)).value)
         2
     """
-    x, y = _checked(draws, reference)
-    scale = y.std(0)
-    x, y = (part / torch.where(scale > 0, scale, torch.ones_like(scale)) for part in (x, y))
-    return _beside_halves(_along(x, y).max(), y, torch.Generator().manual_seed(seed), len(x), largest=True)
+    x, y = _in_sd(*_checked(draws, reference))
+    return _beside_halves(_along(x, y).max(), y, torch.Generator(device="cpu").manual_seed(seed), len(x), largest=True)
 
 
 def energy_distance(draws: Tensor, reference: Tensor, *, seed: int = 0) -> Distance:
@@ -207,14 +201,12 @@ def energy_distance(draws: Tensor, reference: Tensor, *, seed: int = 0) -> Dista
         >>> energy_distance(torch.randn(500, 2) + 1, torch.randn(500, 2)).value > 0.3
         True
     """
-    x, y = _checked(draws, reference)
-    scale = y.std(0)
-    x, y = (part / torch.where(scale > 0, scale, torch.ones_like(scale)) for part in (x, y))
+    x, y = _in_sd(*_checked(draws, reference))
 
     def between(a: Tensor, b: Tensor) -> float:
         return 2 * _mean_distance(a, b) - _mean_distance(a, a) - _mean_distance(b, b)
 
-    halves = [between(*_halves(y, torch.Generator().manual_seed(seed + i))) for i in range(5)]
+    halves = [between(*_halves(y, torch.Generator(device="cpu").manual_seed(seed + i))) for i in range(5)]
     return Distance(between(x, y), float(np.mean(halves)), float(np.std(halves)))
 
 
@@ -230,9 +222,16 @@ def _checked(draws: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     return draws.detach().double().cpu(), reference.detach().double().cpu()
 
 
+def _in_sd(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Draws and reference draws, both about the mean of the latter, in their sd."""
+    scale = y.std(0)
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    return (x - y.mean(0)) / scale, (y - y.mean(0)) / scale
+
+
 def _along(x: Tensor, y: Tensor) -> Tensor:
     """Distance of the columns of draws ``(S, K)`` and ``(R, K)``, each by itself, ``(K,)``."""
-    levels = (torch.arange(_PART, dtype=x.dtype) + 0.5) / _PART
+    levels = (torch.arange(_PART, dtype=x.dtype, device=x.device) + 0.5) / _PART
     if len(x) == len(y):
         return (x.sort(0).values - y.sort(0).values).abs().mean(0)
     at = lambda part: part.sort(0).values[(levels * len(part)).long().clamp(max=len(part) - 1)]  # noqa: E731
@@ -240,7 +239,7 @@ def _along(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _halves(y: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    order = torch.randperm(len(y), generator=generator)
+    order = torch.randperm(len(y), generator=generator, device="cpu")
     return y[order[: len(y) // 2]], y[order[len(y) // 2 :][: len(y) // 2]]
 
 

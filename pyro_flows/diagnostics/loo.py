@@ -98,7 +98,7 @@ def loo(log_likelihood: Tensor, log_weights: Tensor | None = None) -> Loo:
         got = tuple(log_likelihood.shape) if isinstance(log_likelihood, Tensor) else type(log_likelihood).__name__
         raise ValueError(f"log_likelihood must be a tensor of shape (S, N), got {got}")
     count = len(log_likelihood)
-    weights = torch.zeros(count, dtype=torch.float64) if log_weights is None else check_log_weights(log_weights)
+    weights = torch.zeros(count, dtype=torch.float64, device="cpu") if log_weights is None else check_log_weights(log_weights)
     if len(weights) != count:
         raise ValueError(f"log_weights must have one entry for each of the {count} draws of log_likelihood, got {len(weights)}")
     values = log_likelihood.detach().to(device="cpu", dtype=torch.float64)
@@ -115,11 +115,11 @@ def loo(log_likelihood: Tensor, log_weights: Tensor | None = None) -> Loo:
         smoothed, khat = psislw((weights - column).numpy())
         pointwise.append(float(np.logaddexp.reduce(smoothed + column.numpy())))
         khats.append(khat)
-    full = torch.as_tensor(psislw(weights.numpy())[0])
+    full = torch.as_tensor(psislw(weights.numpy())[0], device="cpu")
     lpd = (values + full[:, None]).logsumexp(0)
-    found = torch.tensor(pointwise, dtype=torch.float64)
+    found = torch.tensor(pointwise, dtype=torch.float64, device="cpu")
     threshold = min(1 - 1 / math.log10(max(len(values), 11)), _HEAVY)
-    return Loo(found, torch.tensor(khats, dtype=torch.float64), float(lpd.sum() - found.sum()), threshold)
+    return Loo(found, torch.tensor(khats, dtype=torch.float64, device="cpu"), float(lpd.sum() - found.sum()), threshold)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from pyro_flows.distributions import FlowDistribution
 from pyro_flows.transforms import CNF
 from pyro_flows.transforms.supports import is_real
 
-from .innermost import innermost
+from .innermost import demand_innermost
+from .same_noise import same_noise_in_evaluation
 
 #: Rows that are paired at a time: the work grows with the third power of their number.
 _PAIRED = 128
@@ -59,13 +60,7 @@ def flow_matching_loss(distribution: FlowDistribution, path: Path = "linear") ->
     """
     if path not in get_args(Path):
         raise ValueError(f"path must be one of {list(get_args(Path))}, got {path!r}")
-    if not isinstance(distribution, FlowDistribution):
-        raise ValueError(f"flow must be one flow for flow matching, got {type(distribution).__name__}")
-    found = innermost(distribution.transform, CNF)
-    if found is None:
-        raise ValueError(
-            f"flow matching is for a flow whose innermost layer, that next to the noise, is a CNF; got\n{distribution.transform}"
-        )
+    found = demand_innermost(distribution, CNF, "flow matching")
     if path == "optimal_transport" and distribution.transform.context_dim:
         raise ValueError(
             'path="optimal_transport" pairs rows of other contexts, which biases a conditional density; use path="linear"'
@@ -76,23 +71,20 @@ def flow_matching_loss(distribution: FlowDistribution, path: Path = "linear") ->
     span = flow.t1 - flow.t0
 
     def loss(points: Tensor, context: Tensor | None = None) -> Tensor:
-        with torch.random.fork_rng(enabled=not distribution.training):
-            if not distribution.training:
-                torch.manual_seed(0)
-            with torch.no_grad():
-                ends = pull(points, context)
-                starts = distribution.base.sample((len(ends),)).to(ends)
-                if path == "optimal_transport":
-                    starts = _paired(starts, ends, flow)
-                # One time in each of as many equal parts: the same mean, less noise.
-                spread = torch.rand(len(ends), dtype=ends.dtype, device=ends.device)
-                times = (torch.randperm(len(ends), device=ends.device) + spread) / len(ends)
-                if path == "variance_preserving":
-                    angle = 0.5 * math.pi * times[:, None]
-                    between = angle.sin() * ends + angle.cos() * starts
-                    moved = 0.5 * math.pi * (angle.cos() * ends - angle.sin() * starts)
-                else:
-                    between, moved = flow.geodesic(starts, ends, times)
+        with same_noise_in_evaluation(distribution), torch.no_grad():
+            ends = pull(points, context)
+            starts = distribution.base.sample((len(ends),)).to(ends)
+            if path == "optimal_transport":
+                starts = _paired(starts, ends, flow)
+            # One time in each of as many equal parts: the same mean, less noise.
+            spread = torch.rand(len(ends), dtype=ends.dtype, device=ends.device)
+            times = (torch.randperm(len(ends), device=ends.device) + spread) / len(ends)
+            if path == "variance_preserving":
+                angle = 0.5 * math.pi * times[:, None]
+                between = angle.sin() * ends + angle.cos() * starts
+                moved = 0.5 * math.pi * (angle.cos() * ends - angle.sin() * starts)
+            else:
+                between, moved = flow.geodesic(starts, ends, times)
         velocity = flow.speed(flow.t0 + span * times, between, tell(context) if flow.context_dim else None)
         return (span * velocity - moved).square().sum(-1).mean()
 

@@ -13,7 +13,8 @@ from pyro_flows.nn import TangentMLP
 from pyro_flows.solvers import log_abs_det
 from pyro_flows.transforms import FreeForm
 
-from .innermost import innermost
+from .innermost import demand_innermost
+from .same_noise import same_noise_in_evaluation
 
 #: Customary weight of reconstruction.
 WEIGHT = 10.0
@@ -55,20 +56,10 @@ def free_form_loss(distribution: FlowDistribution, weight: float = WEIGHT) -> Ca
     """
     if not isinstance(weight, (int, float)) or not 0 < weight < math.inf:
         raise ValueError(f"weight must be a positive number, got {weight!r}")
-    if not isinstance(distribution, FlowDistribution):
-        raise ValueError(f"flow must be one flow for the objective of free-form flows, got {type(distribution).__name__}")
-    found = innermost(distribution.transform, FreeForm)
-    if found is None:
-        raise ValueError(
-            f"this objective is for a flow whose innermost layer, that next to the noise, is a FreeForm; got\n"
-            f"{distribution.transform}"
-        )
-    flow, pull, tell = found
+    flow, pull, tell = demand_innermost(distribution, FreeForm, "the loss of free-form flows")
 
     def loss(points: Tensor, context: Tensor | None = None) -> Tensor:
-        with torch.random.fork_rng(enabled=not distribution.training):
-            if not distribution.training:
-                torch.manual_seed(0)
+        with same_noise_in_evaluation(distribution):
             with torch.no_grad():
                 ends = flow.arrived(pull(points, context))
                 draws = distribution.base.sample((len(ends),)).to(ends)

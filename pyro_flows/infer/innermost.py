@@ -7,6 +7,7 @@ from typing import Generic, NamedTuple, TypeVar, cast
 
 from torch import Tensor
 
+from pyro_flows.distributions import FlowDistribution
 from pyro_flows.transforms import Compose, ContextMap, FlowTransform, RegressionFlow
 
 Layer = TypeVar("Layer", bound=FlowTransform)
@@ -27,6 +28,34 @@ class Innermost(NamedTuple, Generic[Layer]):
     layer: Layer
     pull: Callable[[Tensor, Tensor | None], Tensor]
     tell: Callable[[Tensor | None], Tensor | None]
+
+
+def demand_innermost(distribution: FlowDistribution, kind: type[Layer], objective: str) -> Innermost[Layer]:
+    """The layer of :func:`innermost`, where an objective cannot do without.
+
+    Args:
+        distribution: The density.
+        kind: Class of the layer.
+        objective: Its name, for the message.
+
+    Raises:
+        ValueError: If there is none.
+
+    Example:
+        >>> from pyro_flows import flows
+        >>> from pyro_flows.transforms import CNF
+        >>> demand_innermost(FlowDistribution(flows.get("cnf")(2)), CNF, "flow matching").layer.input_dim
+        2
+    """
+    if not isinstance(distribution, FlowDistribution):
+        raise ValueError(f"flow must be one flow for {objective}, got {type(distribution).__name__}")
+    found = innermost(distribution.transform, kind)
+    if found is None:
+        raise ValueError(
+            f"{objective} is for a flow whose innermost layer, that next to the noise, is a {kind.__name__}; got\n"
+            f"{distribution.transform}"
+        )
+    return found
 
 
 def innermost(transform: FlowTransform, kind: type[Layer]) -> Innermost[Layer] | None:

@@ -88,8 +88,7 @@ class VelocityField(nn.Module):
 
             def divergence() -> Tensor:
                 total = torch.zeros_like(x[..., 0])
-                for i in range(self.dim):
-                    e = torch.nn.functional.one_hot(torch.tensor(i, device=x.device), self.dim).to(x)
+                for i, e in enumerate(torch.eye(self.dim, dtype=x.dtype, device=x.device)):
                     total = total + pull_back(e.expand(x.shape))[..., i]
                 return total
 

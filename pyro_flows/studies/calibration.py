@@ -238,7 +238,7 @@ def ranks_of(
     x, z = torch.cat(flat_truth, -1), torch.cat(flat_draws, -1)
     if not bool(torch.isfinite(x).all()) or not bool(torch.isfinite(z).all()):
         raise ValueError("truth and draws must be finite; leave simulations out that failed")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device="cpu").manual_seed(seed)
     count = z.shape[1]
     found = {name: _rank(z[..., i], x[:, i], generator) for i, name in enumerate(names)}
     if log_prob_truth is not None and log_prob_draws is not None:
@@ -264,13 +264,13 @@ def _tarp(x: Tensor, z: Tensor, data: Tensor | None, offset: float, generator: t
     around = known.mean(1)
     if data is not None:
         around = torch.cat([around[:1], x[_nearest(data.detach().double().reshape(len(x), -1))][1:]])
-    way = torch.randn(x.shape[1], generator=generator, dtype=x.dtype).to(x.device)
+    way = torch.randn(x.shape[1], generator=generator, dtype=x.dtype, device="cpu").to(x.device)
     spread = known.std(1) if half > 1 else scale.expand_as(x)
     points = around + offset * spread * way / way.norm()
     near = ((ranked - points[:, None]) / scale).square().sum(-1)
     rank = _rank(near, ((x - points) / scale).square().sum(-1), generator)
     # Uniform on S - half + 1 values to uniform on S + 1, by a uniform share within its own.
-    share = (rank + torch.rand(rank.shape, generator=generator).to(rank.device)) / (ranked.shape[1] + 1)
+    share = (rank + torch.rand(rank.shape, generator=generator, device="cpu").to(rank.device)) / (ranked.shape[1] + 1)
     return (share * (z.shape[1] + 1)).long().clamp(max=z.shape[1])
 
 
@@ -292,7 +292,7 @@ def _rank(draws: Tensor, truth: Tensor, generator: torch.Generator) -> Tensor:
     """Number of draws ``(N, S)`` below the truth ``(N,)``, ties broken at random."""
     below = (draws < truth[:, None]).sum(1)
     ties = (draws == truth[:, None]).sum(1)
-    return below + (torch.rand(ties.shape, generator=generator).to(ties.device) * (ties + 1)).long().clamp(max=ties)
+    return below + (torch.rand(ties.shape, generator=generator, device="cpu").to(ties.device) * (ties + 1)).long().clamp(max=ties)
 
 
 def numbered(name: str, shape: torch.Size) -> list[str]:
@@ -304,4 +304,4 @@ def numbered(name: str, shape: torch.Size) -> list[str]:
     """
     if not shape:
         return [name]
-    return [f"{name}[{', '.join(str(int(i)) for i in index)}]" for index in torch.ones(shape).nonzero()]
+    return [f"{name}[{', '.join(str(int(i)) for i in index)}]" for index in torch.ones(shape, device="cpu").nonzero()]
