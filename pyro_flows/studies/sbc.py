@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -89,13 +90,19 @@ def sbc(
         True
     """
     _check(model, posterior, num_simulations, num_draws, max_failed, fit_options)
+    if resample and posterior is not None:
+        raise ValueError("resample is for posterior=None, whose fits have weights; leave it out")
+    if isinstance(posterior, AmortizedFlow) and (file is not None or num_workers != 1):
+        raise ValueError(
+            "file and num_workers have no effect on an AmortizedFlow, which takes all data sets at once; leave them out"
+        )
     simulations = simulate(
         model, *args, num_simulations=num_simulations, observed=observed, seed=seed, progress=False, kwargs=dict(kwargs or {})
     )
     if isinstance(posterior, AmortizedFlow):
         return _amortized(posterior, simulations, num_draws, seed)
     how = _Fits(model, args, dict(kwargs or {}), dict(fit_options or {}), resample) if posterior is None else posterior
-    results = _kept(file, simulations, num_draws, seed)
+    results = _kept(file, simulations, num_draws, seed, f"{_how(posterior)}; resample={resample}; {_how(fit_options or {})}")
     wanted = [i for i in range(len(simulations)) if i not in results]
     jobs = (
         delayed(_ranked)(how, _row(simulations.latents, i), _row(simulations.observations, i), num_draws, seed, i) for i in wanted
@@ -173,12 +180,21 @@ def _ranked(
     return number, {name: value.detach().double().reshape(num_draws, -1).tolist() for name, value in values.items()}
 
 
-def _kept(file: str | Path | None, simulations: Simulations, num_draws: int, seed: int) -> dict[int, Any]:
+def _how(value: Any) -> str:
+    """Words for a way to find posteriors, the same in every process."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}={_how(value[key])}" for key in sorted(value))
+    if value is None or isinstance(value, (str, int, float)):
+        return repr(value)
+    return str(getattr(value, "__qualname__", type(value).__qualname__))
+
+
+def _kept(file: str | Path | None, simulations: Simulations, num_draws: int, seed: int, how: str) -> dict[int, Any]:
     """Results in a file; a new one gets a line that says of which study it is."""
     if file is None:
         return {}
     total = sum(float(value.double().sum()) for part in (simulations.latents, simulations.observations) for value in part.values())
-    header = {"format": _FORMAT, "count": len(simulations), "num_draws": num_draws, "seed": seed, "sum": total}
+    header = {"format": _FORMAT, "count": len(simulations), "num_draws": num_draws, "seed": seed, "sum": total, "how": how}
     path = Path(file)
     if not path.exists():
         path.write_text(json.dumps(header) + "\n")
@@ -191,16 +207,11 @@ def _kept(file: str | Path | None, simulations: Simulations, num_draws: int, see
     if found != header:
         differs = sorted(key for key in header if not isinstance(found, dict) or found.get(key) != header[key])
         raise ValueError(f"file {path} is of another study (other {', '.join(differs)}); give another name, or remove it")
-    results = {}
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:  # the last one, of a run that was killed
-            continue
-        results[int(entry["number"])] = entry["result"]
-    entries = [header, *({"number": number, "result": result} for number, result in results.items())]
-    path.write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
-    return results
+    *whole, partial = lines
+    if partial:  # of a run that was killed
+        os.truncate(path, path.stat().st_size - len(partial.encode()))
+    entries = [json.loads(line) for line in whole]
+    return {int(entry["number"]): entry["result"] for entry in entries}
 
 
 def _collected(results: Mapping[int, Any], simulations: Simulations, num_draws: int, max_failed: float, seed: int) -> Calibration:

@@ -67,3 +67,11 @@ def test_what_is_refused(distance):
             distance(bad, good)
     with pytest.raises(ValueError, match="as many variables"):
         distance(good, normals(50, dim=3))
+
+
+@pytest.mark.parametrize("distance", ALL)
+def test_nothing_is_made_on_a_default_device(distance):
+    x, y = normals(60), normals(60, seed=1)
+    expected = distance(x, y)
+    with torch.device("meta"):
+        assert distance(x, y) == expected or math.isnan(expected.p_value)

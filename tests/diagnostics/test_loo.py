@@ -120,3 +120,9 @@ def test_what_is_refused():
     fit = pf.fit(empty, guide="affine", max_steps=5, seed=0, progress=False)
     with pytest.raises(ValueError, match="no observed site"):
         fit.loo()
+
+
+def test_nothing_is_made_on_a_default_device():
+    log_likelihood = torch.randn(200, 3)
+    with torch.device("meta"):
+        assert loo(log_likelihood).pointwise.device.type == "cpu"

@@ -124,6 +124,9 @@ def test_a_study_that_was_killed_goes_on_where_it_was(tmp_path):
         assert torch.equal(resumed.ranks[name], ranks)
     with pytest.raises(ValueError, match=r"of another study \(other num_draws\)"):
         sbc(model, file=file, **{**options, "num_draws": 30})
+    with pytest.raises(ValueError, match=r"of another study \(other how\)"):
+        sbc(model, file=file, **{**options, "posterior": exactly})
+    assert len(file.read_text().splitlines()) == 13
     file.write_text("no study\n")
     with pytest.raises(ValueError, match="holds no study"):
         sbc(model, file=file, **options)
@@ -170,6 +173,8 @@ def test_what_is_refused():
         ({"posterior": pf.AutoFlow(model)}, "posterior must be None"),
         ({"posterior": exactly, "fit_options": {"guide": "affine"}}, "fit_options are for posterior=None"),
         ({"fit_options": {"seed": 1}}, "must not hold"),
+        ({"posterior": exactly, "resample": True}, "resample is for"),
+        ({"posterior": pf.AmortizedFlow(model, observed=["y"]), "file": "study"}, "no effect on an AmortizedFlow"),
     ):
         with pytest.raises(ValueError, match=words):
             sbc(model, observed=["y"], progress=False, **options)
@@ -188,3 +193,12 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match="one length"):
         Calibration({}, 5)
     assert json.dumps(conjugate(count=20).p_values)
+
+
+def test_nothing_is_made_on_a_default_device():
+    torch.manual_seed(0)
+    truth, draws, data = torch.randn(30), torch.randn(30, 20), torch.randn(30, 2)
+    expected = ranks_of({"x": truth}, {"x": draws}, data=data)
+    with torch.device("meta"):
+        found = ranks_of({"x": truth}, {"x": draws}, data=data)
+        assert found.p_values == expected.p_values
