@@ -3,10 +3,11 @@
 Models: eight schools (centred), radon in Minnesota (varying intercepts), a logistic regression with 50 coefficients. All guides are
 six affine couplings of two hidden layers of 64, with 256 draws a step, one thread. ``Pyro`` is ``AutoNormalizingFlow`` in ``SVI``
 with ``Trace_ELBO(vectorize_particles=True)``; ``zuko`` the same in a guide by hand; ``ours, SVI`` is ``AutoFlow`` in the same loop,
-``ours, joint`` the same with one optimiser for all parameters (``JointOptim``), ``Pyro, joint`` Pyro's guide with it;
-``ours, fit`` are steps of ``pf.fit`` (path gradients included), ``ours, compiled`` those with ``compile=True``, whose first seconds
-are stated apart. Steps are timed in rounds, contestants by turns, by the time of the processor; ratios are medians over rounds of
-the first contestant's time over that of each.
+``ours, joint`` the same with one optimiser for all parameters (``JointOptim``), ``Pyro, joint`` Pyro's guide with it; ``ours, fit``
+are steps of ``pf.fit`` (path gradients included), ``ours, compiled`` those with ``compile=True``, whose first seconds are stated
+apart. ``Pyro, no flow`` is Pyro's guide without a transform: what model, traces and optimiser take alone. The networks of all have
+ours' activation, SiLU. Steps are timed in rounds, contestants by turns, by the time of the processor; ratios are medians over
+rounds of the first contestant's time over that of each.
 
 ``--elbo STEPS`` measures instead how long each takes, compilation included and by the clock, until the median loss of 50 steps is
 that which the first contestant has after so many steps; four times as many are taken at most.
@@ -36,10 +37,11 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import pyro_flows as pf
+from benchmarks.libraries import use_silu
 from benchmarks.posteriors.core import data
 
 PARTICLES, LAYERS, HIDDEN, LR = 256, 6, 64, 3e-3
-CONTESTANTS = ("Pyro", "Pyro, joint", "zuko", "ours, SVI", "ours, joint", "ours, fit", "ours, compiled")
+CONTESTANTS = ("Pyro", "Pyro, no flow", "Pyro, joint", "zuko", "ours, SVI", "ours, joint", "ours, fit", "ours, compiled")
 Step = Callable[[], float]
 Trajectory = list[tuple[float, float]]
 
@@ -118,9 +120,36 @@ def with_pyro(model: Callable[..., Any]) -> Any:
         layers = []
         for _ in range(LAYERS):
             layers += [T.affine_coupling(dim, [HIDDEN, HIDDEN]), T.Permute(flip)]
-        return T.ComposeTransformModule(layers)
+        transform = T.ComposeTransformModule(layers)
+        use_silu(transform)
+        return transform
 
     return AutoNormalizingFlow(model, transform)
+
+
+class Shift(T.TransformModule):  # type: ignore[misc]
+    """The least of transforms."""
+
+    domain = codomain = torch.distributions.constraints.real_vector
+    bijective = True
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.shift = torch.nn.Parameter(torch.zeros(dim))
+
+    def _call(self, x: Tensor) -> Tensor:
+        return x + self.shift
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return y - self.shift
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return x.new_zeros(x.shape[:-1])
+
+
+def without_flow(model: Callable[..., Any]) -> Any:
+    """``AutoNormalizingFlow`` of a shift alone, so that there is something to train."""
+    return AutoNormalizingFlow(model, lambda dim: T.ComposeTransformModule([Shift(dim)]))
 
 
 class ZukoGuide(pyro.nn.PyroModule):
@@ -139,7 +168,7 @@ class ZukoGuide(pyro.nn.PyroModule):
         if inner.prototype_trace is None:
             inner._setup_prototype(*args, **kwargs)
         if self.flow is None:
-            self.flow = NICE(inner.latent_dim, transforms=LAYERS, hidden_features=(HIDDEN, HIDDEN))
+            self.flow = NICE(inner.latent_dim, transforms=LAYERS, hidden_features=(HIDDEN, HIDDEN), activation=torch.nn.SiLU)
         pyro.module("zuko", self.flow)
         posterior = ZukoToPyro(self.flow())
         inner.get_posterior = lambda *a, **k: posterior
@@ -161,7 +190,8 @@ def with_ours(model: Callable[..., Any]) -> Any:
 
 
 MAKE = {
-    "Pyro": with_pyro, "Pyro, joint": with_pyro, "zuko": with_zuko, "ours, SVI": with_ours, "ours, joint": with_ours
+    "Pyro": with_pyro, "Pyro, no flow": without_flow, "Pyro, joint": with_pyro,
+    "zuko": with_zuko, "ours, SVI": with_ours, "ours, joint": with_ours
 }  # fmt: skip
 
 

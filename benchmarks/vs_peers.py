@@ -3,8 +3,9 @@
 ``log_prob``: log-density of data and its gradient, flows in the role of a density. ``draw``: draws with their log-density and the
 gradient, flows in the role of a guide. ``slow``: draws of an autoregressive density, which is its slow direction, and the gradient,
 after 300 steps of maximum likelihood on the same data. Six layers, conditioners of two hidden layers of 64, eight bins. A library
-that makes no such flow, or raises, is left out of the row. Times are those of the processor, which other jobs on a machine disturb
-less than a clock. Ratios are the median over rounds of the fastest peer's time over ours in the same round, in brackets the
+that makes no such flow, or raises, is left out of the row. All networks have the activation of ours, SiLU, so that all do the same
+work; with ``--own-activations`` the others keep theirs, ReLU. Times are those of the processor, which other jobs on a machine
+disturb less than a clock. Ratios are the median over rounds of the fastest peer's time over ours in the same round, in brackets the
 quartiles; memory is what the process grew by in one step, at most.
 
 ``--growth`` measures ours alone from 4 to 1,024 variables and from 1 to 100,000 rows, and fits exponents.
@@ -35,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.libraries import KINDS, LIBRARIES, Flow, Shape, make
 
-SIZES = ((8, 256), (32, 1024), (64, 4096))
+SIZES = ("8x256", "32x1024", "64x4096")
 WORKS = ("log_prob", "draw", "slow")
 CONTESTANTS = (*LIBRARIES, "ours, compiled")
 FIELDS = "work kind dim batch contestant parameters ms quarter three_quarters mib".split()
@@ -54,10 +55,10 @@ class Case:
         return f"{self.work}, {self.kind}, D = {self.dim}, {self.batch} rows"
 
 
-def prepare(contestant: str, case: Case, training: int) -> tuple[Flow, Callable[[], None]]:
+def prepare(contestant: str, case: Case, training: int, silu: bool) -> tuple[Flow, Callable[[], None]]:
     """The flow, and one step of its work."""
     torch.manual_seed(0)
-    shape = Shape(case.kind, case.dim, "guide" if case.work == "draw" else "density")
+    shape = Shape(case.kind, case.dim, "guide" if case.work == "draw" else "density", silu=silu)
     flow = make(contestant.removesuffix(", compiled"), shape)
     mixing = torch.randn(case.dim, case.dim) / case.dim**0.5
     data = torch.randn(case.batch, case.dim) @ mixing
@@ -163,11 +164,13 @@ class Contestants:
             process.kill()
 
 
-def measure(contestants: Contestants, case: Case, rounds: int, seconds: float, training: int) -> tuple[list[dict[str, Any]], str]:
+def measure(
+    contestants: Contestants, case: Case, rounds: int, seconds: float, training: int, silu: bool
+) -> tuple[list[dict[str, Any]], str]:
     """Rows of one case, and its ratios in words."""
     ready, refused = {}, {}
     for name in contestants.pipes:
-        answer = contestants.ask(name, "prepare", case, training)
+        answer = contestants.ask(name, "prepare", case, training, silu)
         (ready if isinstance(answer, dict) else refused)[name] = answer
     times: dict[str, list[float]] = {name: [] for name in ready}
     for _ in range(rounds):
@@ -251,7 +254,7 @@ def growth(seconds: float, figure: Path) -> None:
             times, memory = [], []
             for value in tqdm(values, desc=f"{kind}, {what}", leave=False):
                 dim, batch = (value, 256) if what == "variables" else (8, value)
-                _, step = prepare("ours", Case("log_prob", kind, dim, batch), 0)
+                _, step = prepare("ours", Case("log_prob", kind, dim, batch), 0, False)
                 step()
                 memory.append(peak_mib(step))
                 taken: list[float] = []
@@ -283,7 +286,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--works", nargs="+", choices=WORKS, default=list(WORKS))
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--sizes", nargs="+", type=int, default=list(range(len(SIZES))), help=f"numbers of the sizes {SIZES}")
+    parser.add_argument(
+        "--sizes", nargs="+", metavar="DxROWS", default=SIZES, help=f"variables and rows (default {' '.join(SIZES)})"
+    )
+    parser.add_argument("--own-activations", action="store_true", help="leave the networks of others as they are, with ReLU")
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
     parser.add_argument("--rounds", type=int, default=7, help="default 7")
     parser.add_argument("--seconds", type=float, default=0.5, help="timed for this long in each round, at least (default 0.5)")
@@ -297,10 +303,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     done = list(csv.DictReader(options.csv.open())) if options.csv.exists() else []
     finished = {(row["work"], row["kind"], row["dim"], row["batch"]) for row in done}
     cases = [
-        Case(work, kind, *SIZES[i])
+        Case(work, kind, *map(int, size.split("x")))
         for work in options.works
         for kind in options.kinds
-        for i in options.sizes
+        for size in options.sizes
         if work != "slow" or "autoregressive" in kind
     ]
     cases = [case for case in cases if (case.work, case.kind, str(case.dim), str(case.batch)) not in finished]
@@ -312,7 +318,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if not done:
                 writer.writeheader()
             for case in tqdm(cases, desc="cases", dynamic_ncols=True):
-                rows, words = measure(contestants, case, options.rounds, options.seconds, options.training)
+                rows, words = measure(
+                    contestants, case, options.rounds, options.seconds, options.training, not options.own_activations
+                )
                 writer.writerows(rows)
                 file.flush()
                 tqdm.write(words)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 
-from .common import KINDS, Flow, Shape, UnsupportedError
+from .common import KINDS, Flow, Shape, UnsupportedError, use_silu
 
 __all__ = ["KINDS", "LIBRARIES", "Flow", "Shape", "UnsupportedError", "make"]
 
@@ -16,6 +16,9 @@ def make(library: str, shape: Shape) -> Flow:
 
     Raises:
         UnsupportedError: If the library has none.
+        RuntimeError: If SiLU is wanted and no other activation was found in its place.
     """
-    module = importlib.import_module(f"{__name__}.with_{library}")
-    return module.make(shape)  # type: ignore[no-any-return]
+    flow: Flow = importlib.import_module(f"{__name__}.with_{library}").make(shape)
+    if shape.silu and library != "ours" and not use_silu(flow.module):
+        raise RuntimeError(f"{library}: no activation found that SiLU could replace")
+    return flow

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 KINDS = ("affine coupling", "affine autoregressive", "spline coupling", "spline autoregressive")
@@ -27,6 +28,7 @@ class Shape:
         hidden: Width of both hidden layers.
         bins: Of a spline.
         bound: Of a spline.
+        silu: Whether the networks of others have the activation of ours, SiLU, in place of their own, ReLU, which takes less time.
     """
 
     kind: str
@@ -36,6 +38,7 @@ class Shape:
     hidden: int = 64
     bins: int = 8
     bound: float = 5.0
+    silu: bool = False
 
     @property
     def is_coupling(self) -> bool:
@@ -68,3 +71,18 @@ class Flow:
     def parameters(self) -> int:
         """Number of parameters."""
         return sum(p.numel() for p in self.module.parameters() if p.requires_grad)
+
+
+def use_silu(module: nn.Module) -> int:
+    """Put SiLU in the place of every ReLU, be it a module or a function; returns how many there were."""
+    count = 0
+    for owner in list(module.modules()):
+        for name, child in list(owner.named_children()):
+            if isinstance(child, nn.ReLU | nn.LeakyReLU):
+                setattr(owner, name, nn.SiLU())
+                count += 1
+        for name, value in list(vars(owner).items()):
+            if value in (nn.functional.relu, torch.relu):
+                setattr(owner, name, nn.functional.silu)
+                count += 1
+    return count
