@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 from .arviz import from_groups, psislw, summary, to_netcdf
+from .bands import plot_bands
 from .bits_per_dim import bits_per_dim
 from .distances import Distance, c2st, energy_distance, marginal_wasserstein, mmd, sliced_wasserstein
 from .inference_data import to_inference_data
 from .invertibility import InverseAudit, audit_inverse
 from .loo import Comparison, Loo, compare_loo, loo
 from .maps import plot_globe, plot_torus
+from .pit import Pit, pit
 from .plots import plot_losses, plot_pairs, plot_weights
+from .sensitivity import Sensitivity
+from .typicality import AnomalyScores, BatchTypicality, anomaly_scores, typicality_test
 from .uniformity import Uniformity, uniformity_test
 from .verdict import Diagnosis, diagnose
 from .weights import Psis, elbo, eubo, importance_ess, log_evidence, psis, psis_resample, usable_log_weights
 
 __all__ = [
+    "AnomalyScores",
+    "BatchTypicality",
     "Comparison",
     "Diagnosis",
     "Distance",
     "InverseAudit",
     "Loo",
+    "Pit",
     "Psis",
+    "Sensitivity",
     "Uniformity",
+    "anomaly_scores",
     "audit_inverse",
     "bits_per_dim",
     "c2st",
@@ -36,6 +45,8 @@ __all__ = [
     "loo",
     "marginal_wasserstein",
     "mmd",
+    "pit",
+    "plot_bands",
     "plot_globe",
     "plot_losses",
     "plot_pairs",
@@ -48,6 +59,7 @@ __all__ = [
     "summary",
     "to_inference_data",
     "to_netcdf",
+    "typicality_test",
     "uniformity_test",
     "usable_log_weights",
 ]

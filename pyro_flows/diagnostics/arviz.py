@@ -134,7 +134,13 @@ def from_groups(
     arviz = load()
     filled = {name: dict(arrays) for name, arrays in groups.items() if arrays}
     options = {"coords": dict(coords or {}), "dims": dict(dims or {})}
-    data = arviz.from_dict(**filled, **options) if is_legacy() else arviz.from_dict(filled, **options)
+    if is_legacy():
+        log_prior = filled.pop("log_prior", {})  # which its from_dict does not know
+        data = arviz.from_dict(**filled, **options)
+        if log_prior:
+            data.add_groups({"log_prior": log_prior}, warn_on_custom_groups=False, **options)
+    else:
+        data = arviz.from_dict(filled, **options)
     posterior = data["posterior"]
     posterior.attrs.update(attrs or {})
     if not is_legacy():
@@ -157,6 +163,28 @@ def summary(data: Any, var_names: list[str] | None = None) -> Any:
         49.5
     """
     return load().summary(data, var_names=var_names, kind="stats")
+
+
+def power_scaling_sensitivity(data: Any, component: str) -> dict[str, np.ndarray]:
+    """Power-scaling sensitivity of every quantity of the posterior.
+
+    Args:
+        data: Arviz data with groups ``log_likelihood`` and ``log_prior``.
+        component: ``"prior"`` or ``"likelihood"``.
+
+    Returns:
+        A value for each entry of each quantity, by name.
+
+    Example:
+        >>> draws = np.random.default_rng(0).normal(size=(1, 1000))
+        >>> groups = {"posterior": {"x": draws}, "log_prior": {"x": -draws**2 / 2}, "log_likelihood": {"y": 0 * draws[..., None]}}
+        >>> found = power_scaling_sensitivity(from_groups(groups), "prior")["x"]
+        >>> 0.1 < float(found) < 1.0
+        True
+    """
+    with np.errstate(all="ignore"):
+        found = load().psens(data, component=component) if is_legacy() else load().psense(data, group=component)
+    return {str(name): np.asarray(value.values, dtype=np.float64) for name, value in found.data_vars.items()}
 
 
 def to_netcdf(data: Any, path: str | Path) -> Path:

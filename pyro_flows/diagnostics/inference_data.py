@@ -21,6 +21,7 @@ def to_inference_data(
     log_q: Tensor,
     log_weight: Tensor,
     log_likelihood: Mapping[str, Tensor] | None = None,
+    log_prior: Mapping[str, Tensor] | None = None,
     posterior_predictive: Mapping[str, Tensor] | None = None,
     observed_data: Mapping[str, Tensor] | None = None,
     attrs: Mapping[str, Any] | None = None,
@@ -35,6 +36,7 @@ def to_inference_data(
         log_q: Log-density of the guide at the draws, ``(S,)``, nats.
         log_weight: Their log importance weights, ``(S,)``, nats.
         log_likelihood: Pointwise log-likelihood ``(S, batch shape)`` by observed site.
+        log_prior: Log prior density ``(S,)``, in one or more parts.
         posterior_predictive: Predictive draws ``(S, site shape)`` by observed site.
         observed_data: Observations ``(site shape)`` by site.
         attrs: Attributes of the posterior; what netCDF cannot hold is written as JSON.
@@ -61,6 +63,7 @@ def to_inference_data(
         "posterior": posterior,
         "sample_stats": {"log_p": log_p, "log_q": log_q, "log_weight": log_weight},
         "log_likelihood": log_likelihood or {},
+        "log_prior": log_prior or {},
         "posterior_predictive": posterior_predictive or {},
     }
     _check_draws(drawn)

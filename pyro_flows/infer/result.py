@@ -14,9 +14,10 @@ from torch import Tensor
 from pyro_flows.diagnostics import (
     Diagnosis,
     Loo,
+    Pit,
+    Sensitivity,
     diagnose,
     from_groups,
-    loo,
     psis,
     psis_resample,
     to_inference_data,
@@ -28,6 +29,7 @@ from pyro_flows.guides.flow_guide import check_exact_density
 from pyro_flows.guides.plate_joint import PlateJoint
 from pyro_flows.model import LogJoint, predictive, read_model
 
+from .fit_checks import leave_one_out_of, power_scaled, predictive_shares
 from .neural_transport import neural_transport
 
 if TYPE_CHECKING:
@@ -447,17 +449,55 @@ class Fit:
             torch.Size([3])
         """
         check_count("num_samples", num_samples, 100)
-        if self.log_joint.structure.subsampled:
-            raise ValueError(
-                "a model whose plates draw minibatches has other observations at every draw; fit it without subsampling"
-            )
-        latents, log_p, log_q = self._weighted(num_samples, seed)
-        with torch.no_grad():
-            found = self.log_joint.log_likelihood(latents)
-        if not found:
-            raise ValueError("the model has no observed site, nothing to leave out")
-        columns = torch.cat([value.reshape(num_samples, -1) for value in found.values()], 1)
-        return loo(columns, usable_log_weights(log_p, log_q, latents)[0])
+        return leave_one_out_of(self, num_samples, seed)
+
+    def pit(self, num_samples: int = 4000, *, leave_one_out: bool = True, site: str | None = None, seed: int | None = 0) -> Pit:
+        """Share of the predictive distribution below each observation, uniform if predictions are right; see
+        :func:`~pyro_flows.diagnostics.pit`.
+
+        Args:
+            num_samples: Number of draws.
+            leave_one_out: Whether each element of an observed site is predicted from the others alone.
+            site: An observed site; None for all of them together. Components of vectors are looked at one by one.
+            seed: Of the draws.
+
+        Raises:
+            ValueError: If the model has no such site, or its plates draw minibatches.
+
+        Example:
+            >>> def model(y):
+            ...     mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+            ...     with pyro.plate("data", len(y)):
+            ...         pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+            >>> done = pf.fit(model, 5 * torch.randn(50), guide="affine", max_steps=100, seed=0, progress=False)
+            >>> print(done.pit(2000).sentence.split(" (")[0])
+            Predictions are too narrow
+        """
+        check_count("num_samples", num_samples, 100)
+        return predictive_shares(self, num_samples, leave_one_out, site, seed)
+
+    def prior_sensitivity(self, num_samples: int = 4000, *, seed: int | None = 0) -> Sensitivity:
+        """Whether conclusions hang on the prior: how the posterior changes as prior or likelihood get a little stronger.
+
+        Draws are resampled by their weights, and arviz computes the sensitivities. ``pyro.factor`` counts as prior.
+
+        Args:
+            num_samples: Number of draws.
+            seed: Of the draws.
+
+        Raises:
+            ValueError: If the model has no data, or its plates draw minibatches.
+
+        Example:
+            >>> def model(y):
+            ...     x = pyro.sample("x", dist.Normal(0.0, 1.0))
+            ...     pyro.sample("y", dist.Normal(x, 10.0), obs=y)
+            >>> done = pf.fit(model, torch.tensor(3.0), guide="affine", max_steps=300, seed=0, progress=False)
+            >>> done.prior_sensitivity().matters
+            ['x']
+        """
+        check_count("num_samples", num_samples, 100)
+        return power_scaled(self, num_samples, seed)
 
     def to_arviz(
         self,

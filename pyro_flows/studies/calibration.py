@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pyro_flows.diagnostics.bands import plot_bands
 from pyro_flows.diagnostics.uniformity import Uniformity, uniformity_test
 
 #: Names of the statistics of all latents together.
@@ -173,28 +174,7 @@ class Calibration:
         Returns:
             The matplotlib figure.
         """
-        import matplotlib.pyplot as plt
-
-        names = list(self.ranks)
-        columns = min(4, len(names))
-        rows = math.ceil(len(names) / columns)
-        figure, axes = plt.subplots(rows, columns, figsize=(3.2 * columns, 2.6 * rows), squeeze=False, sharex=True, sharey=True)
-        for axis, name in zip(axes.flat, names, strict=False):
-            test = self.test(name)
-            axis.fill_between(test.places, test.lower, test.upper, step="mid", color="0.85", label="95 % band")
-            axis.step(test.places, test.difference, where="mid", color="tab:red" if test.p_value < _LEVEL else "tab:blue")
-            axis.axhline(0, color="0.5", linewidth=0.7)
-            axis.set_title(f"{name}, p = {test.p_value:.2g}", fontsize=9)
-        for axis in axes.flat[len(names) :]:
-            axis.set_axis_off()
-        for axis in axes[-1]:
-            axis.set_xlabel("rank / S")
-        for axis in axes[:, 0]:
-            axis.set_ylabel("ECDF - uniform")
-        figure.tight_layout()
-        if path is not None:
-            figure.savefig(path, dpi=120)
-        return figure
+        return plot_bands({name: self.test(name) for name in self.ranks}, path=path)
 
 
 def ranks_of(

@@ -22,13 +22,14 @@ from pyro_flows.infer import fit
 from pyro_flows.model import Simulations, simulate
 
 from .calibration import Calibration, ranks_of
+from .streams import derived_seed
 
 #: Draws of a posterior: values ``(S, *shape)`` by latent site.
 Draws = Mapping[str, Tensor]
 #: What makes draws of the posterior of data by site: called with these and the number of draws.
 Posterior = Callable[[Mapping[str, Tensor], int], Draws]
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 def sbc(
@@ -164,7 +165,7 @@ def _ranked(
 ) -> tuple[int, Any]:
     """Draws of one posterior, or the words of its failure."""
     with torch.random.fork_rng():
-        pyro.set_rng_seed((seed * 1_000_003 + number) % 2**31)
+        pyro.set_rng_seed(derived_seed(seed, "data set", number))
         torch.set_num_threads(1)
         try:
             with pyro.get_param_store().scope():
@@ -228,7 +229,7 @@ def _collected(results: Mapping[int, Any], simulations: Simulations, num_draws: 
         for name, value in simulations.latents.items()
     }
     truth = {name: value[good] for name, value in simulations.latents.items()}
-    study = ranks_of(truth, draws, data=_flat(simulations.observations)[good], seed=seed)
+    study = ranks_of(truth, draws, data=_flat(simulations.observations)[good], seed=derived_seed(seed, "ranks"))
     return Calibration(study.ranks, num_draws, dict(failures))
 
 
@@ -241,7 +242,7 @@ def _amortized(guide: AmortizedFlow, simulations: Simulations, num_draws: int, s
     """Of a guide that takes all data sets at once, with the ranks of its densities."""
     with warnings.catch_warnings():  # of so many data sets some are rare
         warnings.filterwarnings("ignore", message=".*far from all simulations")
-        draws = guide.sample(simulations.observations, num_draws, seed=seed)
+        draws = guide.sample(simulations.observations, num_draws, seed=derived_seed(seed, "draws"))
     with torch.no_grad():
         log_prob_truth = guide.log_prob(simulations.latents, simulations.observations)
         log_prob_draws = guide.log_prob(draws, simulations.observations)
@@ -252,6 +253,6 @@ def _amortized(guide: AmortizedFlow, simulations: Simulations, num_draws: int, s
         log_prob_truth=log_prob_truth,
         log_prob_draws=log_prob_draws.mT,
         data=_flat(simulations.observations),
-        seed=seed,
+        seed=derived_seed(seed, "ranks"),
     )
     return Calibration(study.ranks, num_draws, dict(simulations.failures))

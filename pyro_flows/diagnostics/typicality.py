@@ -1,0 +1,216 @@
+"""Whether new points are such as a density was trained on: a test of batches, and scores of single points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyro_flows.distributions.module_distribution import ModuleDistribution
+
+LogProb = Callable[[Tensor], Tensor]
+_LEVEL = 0.05
+#: Points whose gradients are taken at once, and fewest reference points that a claim can rest on.
+_PART, _LEAST = 512, 40
+
+
+@dataclass(frozen=True)
+class BatchTypicality:
+    """A test of whether a batch comes from where reference points do.
+
+    Args:
+        p_value: Probability of so extreme a batch among batches of the same size from there; the chance of a false alarm of
+            ``p_value < 0.05`` is 5 % at most, whatever the density.
+        shift: By how many standard errors the batch's mean of each score differs from that of the reference points.
+        num_points: Size of the batch.
+        num_reference: Number of reference points.
+
+    Example:
+        See :func:`typicality_test`.
+    """
+
+    p_value: float
+    shift: dict[str, float]
+    num_points: int
+    num_reference: int
+
+    @property
+    def typical(self) -> bool:
+        """Whether nothing speaks against it at a level of 5 %."""
+        return self.p_value > _LEVEL
+
+    def __str__(self) -> str:
+        words = ", ".join(f"{name} {value:+.1f} standard errors" for name, value in self.shift.items())
+        said = "are such as" if self.typical else "are not such as"
+        return f"The {self.num_points} points {said} the {self.num_reference} reference points (p = {self.p_value:.3g}; {words})."
+
+
+def typicality_test(
+    density: LogProb | ModuleDistribution, batch: Tensor, reference: Tensor, *, num_permutations: int = 999, seed: int = 0
+) -> BatchTypicality:
+    r"""Whether a batch of points is typical of a density, with a known rate of false alarms.
+
+    Likelihood alone is no guide: points of another kind may have a higher one than those a density was trained on, and what counts
+    is whether theirs is *as it should be*, neither too low nor too high. Two scores of each point are looked at, the log-density
+    :math:`\log p(x)` and the log of the norm of its gradient, which tells apart points of the same density that lie at a mode from
+    those on a slope. A permutation test asks whether batch and reference points could have changed places: it is exact for every
+    density, trained well or badly, if reference points are new to it.
+
+    References:
+        Nalisnick, Matsukawa, Teh, Lakshminarayanan (2019), *Detecting out-of-distribution inputs to deep generative models using
+        typicality*, https://arxiv.org/abs/1906.02994;
+        Grathwohl et al. (2020), https://arxiv.org/abs/1912.03263, for the gradient
+
+    Args:
+        density: Log-density of points ``(N, *event)``, ``(N,)``: a function, a distribution or a density fit.
+        batch: The points in question, ``(M, *event)``.
+        reference: Points of the right kind, **held out** of training, ``(N, *event)``, 40 at least.
+        num_permutations: Number of permutations; the smallest p-value is one over their number plus one.
+        seed: Of the permutations.
+
+    Raises:
+        ValueError: If shapes do not fit, there are fewer than 40 reference points, or densities of these are not finite.
+
+    Example:
+        >>> normal = dist.Normal(torch.zeros(20), 1.0).to_event(1)
+        >>> reference = normal.sample((400,))
+        >>> typicality_test(normal.log_prob, normal.sample((10,)), reference).typical
+        True
+        >>> typicality_test(normal.log_prob, torch.zeros(10, 20), reference).typical  # denser than any draw
+        False
+    """
+    _check(batch, reference)
+    if not isinstance(num_permutations, int) or isinstance(num_permutations, bool) or num_permutations < 19:
+        raise ValueError(f"num_permutations must be an integer of at least 19, got {num_permutations!r}")
+    right, found = _scores(density, reference), _scores(density, batch)
+    _check_finite(right)
+    # What has no density is as untypical as can be: further down than all.
+    low = right.min(0).values - 10 * right.std(0) - 1
+    found = torch.where(torch.isfinite(found), found, low)
+    pooled = torch.cat([found, right])
+    ranks = pooled.argsort(0).argsort(0).double()  # heavy tails of scores would drown the test
+    size, total = len(found), len(pooled)
+    centred = (ranks - ranks.mean(0)) / ranks.std(0)
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    keys = torch.rand(num_permutations, total, generator=generator, dtype=torch.float64, device="cpu")
+    chosen = keys.topk(size, dim=1).indices
+
+    def statistic(rows: Tensor) -> Tensor:  # (*, M, 2)
+        means, spreads = rows.mean(-2), rows.square().mean(-2) - 1
+        return torch.cat([means, spreads], -1)
+
+    null, observed = statistic(centred[chosen]), statistic(centred[:size])
+    scale = torch.cat([null, observed[None]]).std(0).clamp_min(1e-12)
+    extreme = (observed / scale).abs().max()
+    p_value = (1 + int(((null / scale).abs().amax(-1) >= extreme - 1e-12).sum())) / (num_permutations + 1)
+    shift = {name: float(observed[i] / scale[i]) for i, name in enumerate(_NAMES)}
+    return BatchTypicality(p_value, shift, size, len(right))
+
+
+@dataclass(frozen=True)
+class AnomalyScores:
+    """How unusual single points are.
+
+    Args:
+        log_prob: Their log-densities, nats, ``(M,)``; minus infinity where there is none.
+        p_value: Probability that a point of the right kind is as unusual, ``(M,)``; small for an anomaly. Not below the share that
+            the number of reference points allows.
+
+    Example:
+        See :func:`anomaly_scores`.
+    """
+
+    log_prob: Tensor
+    p_value: Tensor
+
+    def anomalous(self, level: float = 0.01) -> Tensor:
+        """Which points are anomalies, booleans ``(M,)``; this share of points of the right kind is called so wrongly, at most.
+
+        Raises:
+            ValueError: If the level is no probability.
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"level must lie between 0 and 1, got {level!r}")
+        return self.p_value <= level
+
+
+def anomaly_scores(density: LogProb | ModuleDistribution, points: Tensor, reference: Tensor) -> AnomalyScores:
+    r"""Scores of single points: how rare their log-density, or its gradient, is among reference points.
+
+    A point is unusual if its log-density is lower *or higher* than that of nearly all reference points, or the norm of its gradient
+    is: by likelihood alone, points of another kind often pass as the most likely of all. The p-value of each of both scores is
+    :math:`2 \min(r, 1 - r)` for its rank r among the reference points, and twice the smaller one is taken.
+
+    References:
+        Nalisnick, Matsukawa, Teh, Gorur, Lakshminarayanan (2019), *Do deep generative models know what they don't know?*,
+        https://arxiv.org/abs/1810.09136; Vovk, Gammerman, Shafer (2005), *Algorithmic learning in a random world*
+
+    Args:
+        density: Log-density of points ``(N, *event)``, ``(N,)``: a function, a distribution or a density fit.
+        points: The points in question, ``(M, *event)``.
+        reference: Points of the right kind, held out of training, ``(N, *event)``, 40 at least.
+
+    Raises:
+        ValueError: As :func:`typicality_test`.
+
+    Example:
+        >>> normal = dist.Normal(torch.zeros(20), 1.0).to_event(1)
+        >>> strange = torch.stack([torch.zeros(20), torch.full((20,), 3.0)])
+        >>> anomaly_scores(normal.log_prob, strange, normal.sample((1000,))).anomalous().tolist()
+        [True, True]
+    """
+    _check(points, reference)
+    right, found = _scores(density, reference), _scores(density, points)
+    _check_finite(right)
+    count = len(right)
+    ordered = right.sort(0).values
+    tails = []
+    for i in range(right.shape[1]):
+        column = found[:, i].contiguous()
+        no_less = count - torch.searchsorted(ordered[:, i].contiguous(), column)
+        no_more = torch.searchsorted(ordered[:, i].contiguous(), column, right=True)
+        tail = (torch.minimum(no_less, no_more) + 1) / (count + 1)
+        tails.append(torch.where(torch.isfinite(column), tail, torch.full_like(tail, 1 / (count + 1))))
+    p_value = (2 * len(tails) * torch.stack(tails).amin(0)).clamp_max(1.0)
+    return AnomalyScores(torch.where(torch.isnan(found[:, 0]), -torch.inf, found[:, 0]), p_value)
+
+
+_NAMES = ("log-density", "gradient")
+
+
+def _scores(density: LogProb | ModuleDistribution, points: Tensor) -> Tensor:
+    """Log-density and log-norm of its gradient, ``(N, 2)``, float64 on the CPU."""
+    density = getattr(density, "distribution", density)  # of a DensityFit
+    log_prob: LogProb = getattr(density, "log_prob", density)
+    parts = []
+    for part in points.detach().split(_PART):
+        x = part.clone().requires_grad_()
+        with torch.enable_grad():
+            values = log_prob(x)
+            if values.shape != (len(x),):
+                raise ValueError(f"density must give one log-density for each of {len(x)} points, got shape {tuple(values.shape)}")
+            found = torch.where(torch.isfinite(values), values, torch.zeros_like(values))
+            if not found.requires_grad:
+                raise ValueError("density must give log-densities that have gradients; call it without torch.no_grad() inside")
+            (gradient,) = torch.autograd.grad(found.sum(), x)
+        parts.append(torch.stack([values.detach(), gradient.flatten(1).norm(dim=1).clamp_min(1e-30).log()], 1).double().cpu())
+    return torch.cat(parts)
+
+
+def _check(points: Tensor, reference: Tensor) -> None:
+    for value in (points, reference):
+        if not isinstance(value, Tensor) or value.dim() < 2 or not len(value) or not value.is_floating_point():
+            got = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"points and reference must be floating-point tensors of shape (N, *event), got {got}")
+    if points.shape[1:] != reference.shape[1:]:
+        raise ValueError(f"points must be such as the reference, {tuple(reference.shape[1:])}, got {tuple(points.shape[1:])}")
+    if len(reference) < _LEAST:
+        raise ValueError(f"reference must hold {_LEAST} points at least for any claim, got {len(reference)}")
+
+
+def _check_finite(scores: Tensor) -> None:
+    bad = int((~torch.isfinite(scores).all(1)).sum())
+    if bad:
+        raise ValueError(f"{bad} reference points have no finite log-density: the density does not fit even these")

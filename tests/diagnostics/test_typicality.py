@@ -1,0 +1,85 @@
+"""Typicality of batches and anomaly scores of points: exact level for any density, power where likelihood is blind."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import pytest
+import torch
+
+import pyro_flows as pf
+from pyro_flows.diagnostics import anomaly_scores, typicality_test
+
+NORMAL = dist.Normal(torch.zeros(50), 1.0).to_event(1)
+#: A density that fits badly: the level does not hang on it.
+WRONG = dist.StudentT(3.0, torch.full((50,), 0.7), 2.0).to_event(1)
+
+
+@pytest.mark.parametrize("density", [NORMAL, WRONG])
+def test_the_level_is_five_percent(density):
+    """200 batches with reference points of their own: 1 to 20 alarms, outside of which binomial draws fall once in 1,000."""
+    torch.manual_seed(0)
+    alarms = sum(
+        not typicality_test(density.log_prob, NORMAL.sample((10,)), NORMAL.sample((100,)), num_permutations=199, seed=i).typical
+        for i in range(200)
+    )
+    assert 1 <= alarms <= 20
+
+
+def test_what_likelihood_does_not_see():
+    """Points at the mode are likelier than all that were drawn; points of the same density on one axis have another gradient."""
+    torch.manual_seed(0)
+    reference = NORMAL.sample((500,))
+    dense = 0.5 * NORMAL.sample((10,))
+    found = typicality_test(NORMAL.log_prob, dense, reference)
+    assert not found.typical and found.shift["log-density"] > 3 and "not such as" in str(found)
+    single = anomaly_scores(NORMAL.log_prob, dense, reference)
+    assert bool(single.anomalous(0.02).all()) and bool((single.log_prob > NORMAL.log_prob(reference).max()).all())
+    assert typicality_test(NORMAL.log_prob, NORMAL.sample((10,)), reference).typical
+
+
+def test_scores_of_right_points_have_their_level():
+    """1,000 points at 5 %: at most 80 alarms, 4.4 standard errors above."""
+    torch.manual_seed(0)
+    found = anomaly_scores(NORMAL.log_prob, NORMAL.sample((1000,)), NORMAL.sample((2000,)))
+    assert int(found.anomalous(0.05).sum()) <= 80
+
+
+def test_points_without_density_are_anomalies():
+    torch.manual_seed(0)
+
+    def log_prob(x):
+        inside = (x.abs() < 5).all(-1)
+        return torch.where(inside, NORMAL.log_prob(x), -torch.inf)
+
+    reference, outside = NORMAL.sample((200,)), torch.full((10, 50), 9.0)
+    assert not typicality_test(log_prob, outside, reference).typical
+    scores = anomaly_scores(log_prob, outside, reference)
+    assert bool(scores.anomalous(0.05).all()) and bool(torch.isneginf(scores.log_prob).all())
+    with pytest.raises(ValueError, match="does not fit even these"):
+        typicality_test(log_prob, reference[:5], outside.repeat(5, 1))
+
+
+def test_a_flow_and_its_fit_are_densities():
+    torch.manual_seed(0)
+    data = torch.randn(600, 3) @ torch.tensor([[1.0, 0.8, 0.0], [0.0, 0.6, 0.0], [0.0, 0.0, 1.0]])
+    fit = pf.fit_density("nsf_coupling", data[:400], max_epochs=15, seed=0, progress=False)
+    swapped = data[400:420] * torch.tensor([1.0, -1.0, 1.0])
+    for density in (fit, fit.distribution):
+        assert not typicality_test(density, swapped, data[420:]).typical
+        assert typicality_test(density, data[400:420], data[420:]).typical
+
+
+def test_bad_input():
+    good = NORMAL.sample((100,))
+    with pytest.raises(ValueError, match="40 points at least"):
+        typicality_test(NORMAL.log_prob, good, good[:39])
+    with pytest.raises(ValueError, match=r"\(50,\), got \(49,\)"):
+        typicality_test(NORMAL.log_prob, good[:, 1:], good)
+    with pytest.raises(ValueError, match="at least 19"):
+        typicality_test(NORMAL.log_prob, good, good, num_permutations=5)
+    with pytest.raises(ValueError, match="one log-density for each"):
+        typicality_test(lambda x: x, good, good)
+    with pytest.raises(ValueError, match="gradients"):
+        anomaly_scores(lambda x: NORMAL.log_prob(x).detach(), good, good)
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        anomaly_scores(NORMAL.log_prob, good, good).anomalous(1.0)

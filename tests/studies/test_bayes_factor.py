@@ -1,0 +1,96 @@
+"""Bayes factors against exact ones of nested linear models, conjugate counts and hierarchical priors."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import pyro_flows as pf
+from pyro_flows.studies import BayesFactor, bayes_factor, savage_dickey
+
+QUICK = {"guide": "affine", "progress": False, "seed": 0}
+
+
+def linear(x, y, extra):
+    """Two coefficients, and some more that the nested model holds at zero."""
+    beta = pyro.sample("beta", dist.Normal(x.new_zeros(2), 2.0).to_event(1))
+    mean = x[:, :2] @ beta
+    if extra:
+        more = pyro.sample("more", dist.Normal(x.new_zeros(extra), 2.0).to_event(1))
+        mean = mean + x[:, 2 : 2 + extra] @ more
+    with pyro.plate("rows", len(y)):
+        pyro.sample("y", dist.Normal(mean, 0.7), obs=y)
+
+
+def evidence(x, y):
+    """Of coefficients with sd 2 and noise of sd 0.7."""
+    covariance = 4 * x @ x.T + 0.49 * torch.eye(len(y), dtype=torch.float64)
+    return float(dist.MultivariateNormal(torch.zeros(len(y), dtype=torch.float64), covariance).log_prob(y))
+
+
+@pytest.mark.parametrize("extra", [1, 8])
+def test_nested_linear_models(extra):
+    """Within .05 nats of the exact factor, by both ways, the point far in the tail of the posterior."""
+    torch.manual_seed(0)
+    x = torch.randn(60, 10, dtype=torch.float64)
+    y = x @ torch.tensor([1.0, -1.0, *[0.4] * 8], dtype=torch.float64) + 0.7 * torch.randn(60, dtype=torch.float64)
+    exact = evidence(x[:, :2], y) - evidence(x[:, : 2 + extra], y)
+    large = pf.fit(linear, x, y, extra, **QUICK)
+    ratio = savage_dickey(large, {"more": 0.0}, **{k: v for k, v in QUICK.items() if k != "seed"})
+    small = pf.fit(linear, x, y, 0, **QUICK)
+    factor = bayes_factor(small, large)
+    for found in (ratio, factor):
+        assert abs(found.log_value - exact) < 0.05, (found, exact)
+        assert found.mcse < 0.02 and "poor" not in found.verdicts
+    assert exact < -5 and "second model" in str(ratio)
+
+
+def test_a_prior_that_hangs_on_other_latents_is_integrated():
+    """theta ~ N(0, tau), tau ~ HalfNormal: the prior density at 0.5 by quadrature."""
+
+    def model(y):
+        tau = pyro.sample("tau", dist.HalfNormal(1.0))
+        theta = pyro.sample("theta", dist.Normal(0.0, tau))
+        pyro.sample("y", dist.Normal(theta, 1.0), obs=y)
+
+    y = torch.tensor(1.0, dtype=torch.float64)
+    tau = torch.linspace(1e-3, 8.0, 20_000, dtype=torch.float64)
+    weight = dist.HalfNormal(torch.tensor(1.0, dtype=torch.float64)).log_prob(tau).exp() * (tau[1] - tau[0])
+    evidence = float((weight * dist.Normal(0.0, (tau**2 + 1).sqrt()).log_prob(y).exp()).sum())
+    exact = float(dist.Normal(0.5, 1.0).log_prob(y)) - math.log(evidence)
+    fit = pf.fit(model, y, guide="nsf_autoregressive", max_steps=800, progress=False, seed=0)
+    found = savage_dickey(fit, {"theta": 0.5}, guide="affine", progress=False)
+    assert abs(found.log_value - exact) < 5 * found.mcse + 0.02 and 0 < found.mcse < 0.1
+
+
+def test_all_latents_at_a_point():
+    def model(k):
+        rate = pyro.sample("rate", dist.Beta(2.0, 3.0))
+        pyro.sample("k", dist.Binomial(10, rate), obs=k)
+
+    k = torch.tensor(7.0)
+    fit = pf.fit(model, k, **QUICK)
+    found = savage_dickey(fit, {"rate": 0.5}, progress=False)
+    posterior, prior = dist.Beta(9.0, 6.0), dist.Beta(2.0, 3.0)
+    half = torch.tensor(0.5)
+    assert abs(found.log_value - float(posterior.log_prob(half) - prior.log_prob(half))) < 0.02
+    with pytest.raises(ValueError, match="support"):
+        savage_dickey(fit, {"rate": 1.5}, progress=False)
+    with pytest.raises(ValueError, match=r"\['rate'\], got \['p'\]"):
+        savage_dickey(fit, {"p": 0.5}, progress=False)
+    with pytest.raises(ValueError, match=r"shape \(\)"):
+        savage_dickey(fit, {"rate": [0.5, 0.5]}, progress=False)
+
+
+def test_other_data_are_refused_and_words():
+    torch.manual_seed(0)
+    x, y = torch.randn(20, 10), torch.randn(20)
+    fits = [pf.fit(linear, x, data, 0, max_steps=50, **QUICK) for data in (y, y + 1)]
+    with pytest.raises(ValueError, match="with other values"):
+        bayes_factor(*fits)
+    assert "cannot be relied on" in str(BayesFactor(1.0, 0.1, ("poor", "good")))
+    assert "10^" in str(BayesFactor(100.0, 0.1, ("good", "good")))
