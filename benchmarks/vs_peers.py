@@ -57,6 +57,7 @@ class Case:
 
 def prepare(contestant: str, case: Case, training: int, silu: bool) -> tuple[Flow, Callable[[], None]]:
     """The flow, and one step of its work."""
+    torch.compiler.reset()  # what was compiled for earlier cases counts towards a limit, beyond which nothing is compiled
     torch.manual_seed(0)
     shape = Shape(case.kind, case.dim, "guide" if case.work == "draw" else "density", silu=silu)
     flow = make(contestant.removesuffix(", compiled"), shape)

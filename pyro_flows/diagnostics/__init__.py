@@ -12,6 +12,8 @@ from .loo import Comparison, Loo, compare_loo, loo
 from .maps import plot_globe, plot_torus
 from .pit import Pit, pit
 from .plots import plot_losses, plot_pairs, plot_weights
+from .posterior_plots import plot_marginals, plot_predictive
+from .report import Picture, Report, Section, Table
 from .sensitivity import Sensitivity
 from .typicality import AnomalyScores, BatchTypicality, anomaly_scores, typicality_test
 from .uniformity import Uniformity, uniformity_test
@@ -26,9 +28,13 @@ __all__ = [
     "Distance",
     "InverseAudit",
     "Loo",
+    "Picture",
     "Pit",
     "Psis",
+    "Report",
+    "Section",
     "Sensitivity",
+    "Table",
     "Uniformity",
     "anomaly_scores",
     "audit_inverse",
@@ -49,7 +55,9 @@ __all__ = [
     "plot_bands",
     "plot_globe",
     "plot_losses",
+    "plot_marginals",
     "plot_pairs",
+    "plot_predictive",
     "plot_torus",
     "plot_weights",
     "psis",

@@ -63,7 +63,9 @@ class Pit:
         count, p_value = len(self.values), self.p_value
         if math.isnan(p_value):
             return f"{count} observations are too few to test predictions by, at least {_LEAST} are needed."
-        if p_value >= _LEVEL:
+        if self.num_unreliable > 0.1 * count:
+            found = f"Weights of {self.num_unreliable} of {count} observations are not reliable, so that nothing can be said."
+        elif p_value >= _LEVEL:
             found = f"Nothing in {count} observations speaks against the predictions (p = {p_value:.2f})."
         else:
             shift = float(self.values.mean()) - 0.5
@@ -74,7 +76,7 @@ class Pit:
             if abs(spread - 1) > 3 * math.sqrt(0.8 / count):
                 said.append("too narrow" if spread > 1 else "too wide")
             found = f"Predictions are {' and '.join(said) or 'of another shape'} (p = {p_value:.2g}, {count} observations)."
-        if self.num_unreliable:
+        if 0 < self.num_unreliable <= 0.1 * count:
             found += f" For {self.num_unreliable} of them the weights are not reliable."
         if not self.leave_one_out:
             found += " Each observation helped to predict itself, which hides part of what is wrong."

@@ -11,6 +11,7 @@ from pyro_flows.diagnostics import Loo, Pit, Sensitivity, loo, pit, to_inference
 from pyro_flows.diagnostics.arviz import power_scaling_sensitivity
 from pyro_flows.diagnostics.sensitivity import by_number
 from pyro_flows.model import predictive
+from pyro_flows.model.dependence import prior_parents
 
 if TYPE_CHECKING:
     from .result import Fit
@@ -72,18 +73,18 @@ def power_scaled(fit: Fit, num_samples: int, seed: int | None) -> Sensitivity:
     latents = latents[fit._indices(log_weights, num_samples, seed)]
     with torch.no_grad():
         likelihood = _log_likelihood(fit, latents)
-        values, log_det = fit.log_joint.latents.constrain(latents)
-        joint = torch.cat([fit.log_joint.full(part) for part in latents.split(fit._chunk)]).double()
-    total = sum(value.reshape(num_samples, -1).double().sum(1) for value in likelihood.values())
+        priors = fit.log_joint.log_priors(latents)
+        shown = fit.log_joint.constrained(latents)
+    parents = prior_parents(fit._model, fit._args, fit._kwargs, fit.log_joint.structure.initial)
+    top = {name: value.reshape(num_samples, -1).double().sum(1) for name, value in priors.items() if not parents[name]}
     nothing = torch.zeros(num_samples, dtype=torch.float64)
-    shown: dict[str, Tensor] = {**values, **fit.log_joint.deterministics(latents)}
     data: Any = to_inference_data(
         shown,
         log_p=nothing,
         log_q=nothing,
         log_weight=nothing,
         log_likelihood=likelihood,
-        log_prior={"all": (joint - log_det.double() - total)},
+        log_prior={"all": torch.stack(list(top.values())).sum(0)},
     )
     prior, data_says = (by_number(power_scaling_sensitivity(data, part)) for part in ("prior", "likelihood"))
     return Sensitivity(prior, data_says)

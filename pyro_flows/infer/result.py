@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,7 @@ from pyro_flows.diagnostics import (
     Diagnosis,
     Loo,
     Pit,
+    Report,
     Sensitivity,
     diagnose,
     from_groups,
@@ -30,6 +32,7 @@ from pyro_flows.guides.plate_joint import PlateJoint
 from pyro_flows.model import LogJoint, predictive, read_model
 
 from .fit_checks import leave_one_out_of, power_scaled, predictive_shares
+from .fit_report import report_of
 from .neural_transport import neural_transport
 
 if TYPE_CHECKING:
@@ -479,7 +482,8 @@ class Fit:
     def prior_sensitivity(self, num_samples: int = 4000, *, seed: int | None = 0) -> Sensitivity:
         """Whether conclusions hang on the prior: how the posterior changes as prior or likelihood get a little stronger.
 
-        Draws are resampled by their weights, and arviz computes the sensitivities. ``pyro.factor`` counts as prior.
+        Draws are resampled by their weights, and arviz computes the sensitivities. The prior is that of the latents which hang on
+        no others: what a hierarchical model says of its effects is part of the model, not of what was believed before.
 
         Args:
             num_samples: Number of draws.
@@ -498,6 +502,44 @@ class Fit:
         """
         check_count("num_samples", num_samples, 100)
         return power_scaled(self, num_samples, seed)
+
+    def report(
+        self, path: str | Path | None = None, *, num_samples: int | None = None, title: str | None = None, seed: int | None = 0
+    ) -> Report:
+        """All that a referee would ask, in one file for a browser: verdict, training, posterior, predictions, prior, settings.
+
+        The file needs nothing else, no network either. ``print`` of what is returned gives the same as text. What cannot be
+        answered for a model is left out, and the reason stands in its place.
+
+        Args:
+            path: The file, such as ``"report.html"``; None to write none.
+            num_samples: Draws that it rests on; by default 10,000, fewer where a draw is large.
+            title: Its title; by default the name of the model.
+            seed: Of the draws.
+
+        Returns:
+            The report; ``print`` it, or :meth:`~pyro_flows.diagnostics.Report.save` it later.
+
+        Raises:
+            ValueError: If the folder of ``path`` does not exist, or ``num_samples`` is below 100.
+
+        Example:
+            >>> def model(y):
+            ...     x = pyro.sample("x", dist.Normal(0.0, 1.0))
+            ...     pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+            >>> done = pf.fit(model, torch.tensor(1.0), guide="affine", max_steps=300, seed=0, progress=False)
+            >>> print(str(done.report(num_samples=1000)).splitlines()[0])
+            Posterior of model: good
+        """
+        if num_samples is not None:
+            check_count("num_samples", num_samples, 100)
+        check_seed(seed)
+        if path is not None and not Path(path).parent.is_dir():
+            raise ValueError(f"path must be a file in a folder that exists, got {path}; make {Path(path).parent} first")
+        found = report_of(self, num_samples, title, seed)
+        if path is not None:
+            found.save(path)
+        return found
 
     def to_arviz(
         self,

@@ -419,6 +419,16 @@ class LogJoint:
             return {}
         return self._collect(lambda evaluate: evaluate.pointwise, z)
 
+    def log_priors(self, z: Tensor) -> dict[str, Tensor]:
+        """Pointwise log-density ``(N, batch shape)`` of every latent site's prior at latents ``(N, D)``, in the model's own space.
+
+        Empty where discrete sites are enumerated.
+        """
+        if self.structure.enumerated:
+            return {}
+        names = [site.name for site in self.structure.sites]
+        return self._collect(lambda evaluate: {name: evaluate.log_probs[name] for name in names}, z)
+
     def deterministics(self, z: Tensor) -> dict[str, Tensor]:
         """Values ``(N, site shape)`` of the deterministic sites at latents ``(N, D)``.
 

@@ -62,6 +62,20 @@ def test_positive_latents_are_judged_in_the_models_own_space():
     assert fit.prior_sensitivity().prior["sd"] < 0.02
 
 
+def test_effects_of_a_hierarchy_are_no_prior():
+    """Of group effects the model says N(0, tau): that part is left as it is, and a vague prior of tau has little influence."""
+
+    def hierarchy(y):
+        tau = pyro.sample("tau", dist.HalfNormal(50.0))
+        with pyro.plate("groups", 30):
+            effect = pyro.sample("effect", dist.Normal(0.0, tau))
+            pyro.sample("y", dist.Normal(effect, 0.1), obs=y)
+
+    torch.manual_seed(0)
+    fit = pf.fit(hierarchy, torch.randn(30), guide="affine", max_steps=400, seed=0, progress=False)
+    assert fit.prior_sensitivity(2000).matters == []
+
+
 def test_what_is_refused():
     def empty():
         pyro.sample("x", dist.Normal(0.0, 1.0))
