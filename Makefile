@@ -12,19 +12,22 @@ export OMP_NUM_THREADS ?= 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 EXTRAS_test := test,lint
+ARVIZ_TESTS := tests/diagnostics tests/studies tests/test_demo.py tests/infer/test_prior_sensitivity.py tests/infer/test_fit_report.py \
+	tests/infer/test_neural_transport.py tests/infer/test_fit.py
 EXTRAS_docs := docs
 EXTRAS_bench := bench,test
 
 # $(call timed,what,command): runs the command, says how long it took, and fails if it failed.
 timed = @start=$$(date +%s); $(2); status=$$?; echo "== $(1): $$(( $$(date +%s) - start )) s"; exit $$status
 
-.PHONY: help demo test test-slow lint format docs bench clean
+.PHONY: help demo test test-slow test-arviz1 lint format docs bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       eight schools end to end: summary, verdict, posterior.nc, posterior.png"
 	@echo "make test       lint, then every test but the slow ones"
 	@echo "make test-slow  every test"
+	@echo "make test-arviz1  what uses arviz, under arviz 1.x, in an environment of its own"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff mend what it can"
 	@echo "make docs       the site, in docs/_build/html"
@@ -61,6 +64,16 @@ test: lint
 test-slow: lint
 	$(call timed,all tests,$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --slow $(PYTEST_ARGS))
 
+# arviz 1.x asks for Python 3.12; --ignore-requires-python lets the bridge be tried on 3.11 as well.
+$(VENV)-arviz1/stamp: pyproject.toml constraints.txt constraints-arviz1.txt
+	$(PYTHON) -m venv $(VENV)-arviz1
+	$(call timed,install,$(VENV)-arviz1/bin/python -m pip install -q -c constraints.txt -e ".[test]")
+	$(call timed,install arviz 1,$(VENV)-arviz1/bin/python -m pip install -q --no-deps --ignore-requires-python -r constraints-arviz1.txt)
+	@touch $@
+
+test-arviz1: $(VENV)-arviz1/stamp
+	$(call timed,tests under arviz 1,$(VENV)-arviz1/bin/python -m pytest -n $(WORKERS) --dist worksteal $(ARVIZ_TESTS) $(PYTEST_ARGS))
+
 docs: $(VENV)/stamp-docs
 	$(call timed,docs,$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html)
 	@echo "docs/_build/html/index.html"
@@ -70,4 +83,4 @@ bench: $(VENV)/stamp-bench
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script $(BENCH_ARGS); done
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info docs/_build docs/generated demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-arviz1 build dist *.egg-info docs/_build docs/generated demo-output .pytest_cache .mypy_cache .ruff_cache .hypothesis

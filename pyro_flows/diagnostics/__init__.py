@@ -15,7 +15,14 @@ from .plots import plot_losses, plot_pairs, plot_weights
 from .posterior_plots import plot_marginals, plot_predictive
 from .report import Picture, Report, Section, Table
 from .sensitivity import Sensitivity
-from .typicality import AnomalyScores, BatchTypicality, anomaly_scores, typicality_test
+from .typicality import (
+    AnomalyScores,
+    BatchTypicality,
+    anomaly_scores,
+    typicality_scores,
+    typicality_test,
+    typicality_test_of,
+)
 from .uniformity import Uniformity, uniformity_test
 from .verdict import Diagnosis, diagnose
 from .weights import Psis, elbo, eubo, importance_ess, log_evidence, psis, psis_resample, usable_log_weights
@@ -67,7 +74,9 @@ __all__ = [
     "summary",
     "to_inference_data",
     "to_netcdf",
+    "typicality_scores",
     "typicality_test",
+    "typicality_test_of",
     "uniformity_test",
     "usable_log_weights",
 ]

@@ -82,9 +82,34 @@ def typicality_test(
         False
     """
     _check(batch, reference)
+    scores = [typicality_scores(density, points) for points in (batch, reference)]
+    return typicality_test_of(*scores, num_permutations=num_permutations, seed=seed)
+
+
+def typicality_test_of(
+    batch_scores: Tensor, reference_scores: Tensor, *, num_permutations: int = 999, seed: int = 0
+) -> BatchTypicality:
+    """The same for scores that are known, which many batches can be tested by without new passes through a density.
+
+    Args:
+        batch_scores: Those of the batch, from :func:`typicality_scores`, ``(M, 2)``.
+        reference_scores: Those of the reference points, ``(N, 2)``, 40 at least.
+        num_permutations: Number of permutations.
+        seed: Of the permutations.
+
+    Raises:
+        ValueError: As :func:`typicality_test`.
+
+    Example:
+        >>> typicality_test_of(torch.zeros(10, 2) + 5, torch.randn(100, 2)).typical
+        False
+    """
     if not isinstance(num_permutations, int) or isinstance(num_permutations, bool) or num_permutations < 19:
         raise ValueError(f"num_permutations must be an integer of at least 19, got {num_permutations!r}")
-    right, found = _scores(density, reference), _scores(density, batch)
+    right, found = (scores.detach().to(device="cpu", dtype=torch.float64) for scores in (reference_scores, batch_scores))
+    if right.dim() != 2 or right.shape[1] != len(_NAMES) or found.shape[1:] != right.shape[1:] or not len(found):
+        raise ValueError(f"scores must have shapes (M, 2) and (N, 2), got {tuple(found.shape)} and {tuple(right.shape)}")
+    _check_count(len(right))
     _check_finite(right)
     # What has no density is as untypical as can be: further down than all.
     low = right.min(0).values - 10 * right.std(0) - 1
@@ -162,7 +187,7 @@ def anomaly_scores(density: LogProb | ModuleDistribution, points: Tensor, refere
         [True, True]
     """
     _check(points, reference)
-    right, found = _scores(density, reference), _scores(density, points)
+    right, found = typicality_scores(density, reference), typicality_scores(density, points)
     _check_finite(right)
     count = len(right)
     ordered = right.sort(0).values
@@ -180,8 +205,20 @@ def anomaly_scores(density: LogProb | ModuleDistribution, points: Tensor, refere
 _NAMES = ("log-density", "gradient")
 
 
-def _scores(density: LogProb | ModuleDistribution, points: Tensor) -> Tensor:
-    """Log-density and log-norm of its gradient, ``(N, 2)``, float64 on the CPU."""
+def typicality_scores(density: LogProb | ModuleDistribution, points: Tensor) -> Tensor:
+    """Log-density of points and the log of the norm of its gradient, ``(N, 2)``, float64 on the CPU.
+
+    Args:
+        density: As for :func:`typicality_test`.
+        points: The points, ``(N, *event)``.
+
+    Raises:
+        ValueError: If the density does not give one log-density with a gradient for each point.
+
+    Example:
+        >>> typicality_scores(dist.Normal(torch.zeros(3), 1.0).to_event(1).log_prob, torch.ones(2, 3)).shape
+        torch.Size([2, 2])
+    """
     density = getattr(density, "distribution", density)  # of a DensityFit
     log_prob: LogProb = getattr(density, "log_prob", density)
     parts = []
@@ -206,8 +243,12 @@ def _check(points: Tensor, reference: Tensor) -> None:
             raise ValueError(f"points and reference must be floating-point tensors of shape (N, *event), got {got}")
     if points.shape[1:] != reference.shape[1:]:
         raise ValueError(f"points must be such as the reference, {tuple(reference.shape[1:])}, got {tuple(points.shape[1:])}")
-    if len(reference) < _LEAST:
-        raise ValueError(f"reference must hold {_LEAST} points at least for any claim, got {len(reference)}")
+    _check_count(len(reference))
+
+
+def _check_count(count: int) -> None:
+    if count < _LEAST:
+        raise ValueError(f"reference must hold {_LEAST} points at least for any claim, got {count}")
 
 
 def _check_finite(scores: Tensor) -> None:

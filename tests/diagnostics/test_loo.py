@@ -98,6 +98,25 @@ def test_models_are_compared_on_the_same_observations():
         compare_loo({"one": right, "other": loo(drawn(y[:5], 100)[0])})
 
 
+def test_fits_are_compared_by_arviz_too():
+    """az.compare on resampled draws says what compare_loo says: the order, and how far the second is behind."""
+
+    def polynomial(x, y, degree):
+        coefficients = pyro.sample("coefficients", dist.Normal(torch.zeros(degree + 1), 3.0).to_event(1))
+        powers = torch.stack([x**k for k in range(degree + 1)], -1)
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(powers @ coefficients, 0.7), obs=y)
+
+    torch.manual_seed(0)
+    x = torch.randn(120)
+    y = 1 + x + 0.5 * x**2 + 0.7 * torch.randn(120)
+    fits = {f"degree {d}": pf.fit(polynomial, x, y, d, guide="affine", seed=0, progress=False) for d in (1, 2)}
+    ours = compare_loo({name: fit.loo() for name, fit in fits.items()})
+    theirs = load().compare({name: fit.to_arviz(resample="psis") for name, fit in fits.items()})
+    assert list(theirs.index) == list(ours.names) == ["degree 2", "degree 1"]
+    assert abs(float(theirs["elpd_diff"].iloc[1])) == pytest.approx(ours.difference[1], rel=0.05)
+
+
 def test_what_is_refused():
     good = torch.zeros(100, 3)
     with pytest.raises(ValueError, match=r"shape \(S, N\)"):
