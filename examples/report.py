@@ -75,11 +75,22 @@ class VAE(torch.nn.Module):
         super().__init__()
         self.decoder, self.latent_dim = MLP(latent_dim, pixels, (128,)), latent_dim
 
-    def model(self, x: Tensor) -> None:
+    def model(self, x: Tensor, indices: Tensor, size: int) -> None:
         pyro.module("vae", self)
-        with pyro.plate("images", len(x)):
+        with pyro.plate("images", size, subsample=indices):
             z = pyro.sample("z", dist.Normal(x.new_zeros(self.latent_dim), 1.0).to_event(1))
             pyro.sample("x", dist.Bernoulli(logits=self.decoder(z)).to_event(1), obs=x)
+
+
+class Encoder(torch.nn.Module):
+    """A row for each image."""
+
+    def __init__(self, pixels: int) -> None:
+        super().__init__()
+        self.network = MLP(pixels, 64, (128,))
+
+    def forward(self, x: Tensor, indices: Tensor, size: int) -> Tensor:
+        return self.network(x)  # type: ignore[no-any-return]
 
 
 def fit_eight_schools(quick: bool, settings: dict[str, Any]) -> pf.Fit:
@@ -95,9 +106,10 @@ def fit_vae(quick: bool, settings: dict[str, Any]) -> pf.Fit:
     images = read_digits(50 if quick else 400)
     torch.manual_seed(0)
     vae = VAE(images.shape[1])
-    guide = pf.AutoPlateFlow(vae.model, context={"images": MLP(images.shape[1], 64, (128,))}, flow="iaf", init_scale=1.0)
-    batches = [(part,) for part in images.split(100)]
-    return pf.fit(vae.model, images, guide=guide, minibatches=batches, **({"max_steps": 3000} | settings))
+    guide = pf.AutoPlateFlow(vae.model, context={"images": Encoder(images.shape[1])}, flow="iaf", init_scale=1.0)
+    size, every = len(images), torch.arange(len(images))
+    batches = [(images[part], part, size) for part in every.split(100)]
+    return pf.fit(vae.model, images, every, size, guide=guide, minibatches=batches, **({"max_steps": 3000} | settings))
 
 
 FITS: dict[str, tuple[str, Callable[[bool, dict[str, Any]], pf.Fit]]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ MIN_POSITIVE = 30
 NO_SPREAD = 1e-9
 
 
+@functools.cache
 def load() -> ModuleType:
     """Import arviz, without the announcement that 0.23.4 makes once a day.
 
@@ -30,6 +32,7 @@ def load() -> ModuleType:
     return arviz
 
 
+@functools.cache
 def is_legacy() -> bool:
     """Whether arviz is of the 0.x series.
 

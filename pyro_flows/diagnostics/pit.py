@@ -158,10 +158,12 @@ def pit(
     spread = torch.rand(2, len(y), generator=generator, dtype=torch.float64, device="cpu")
     values, khats = [], []
     smoothed, khat = psislw(base.numpy()) if log_weights is not None else (np.full(len(base), -math.log(len(base))), -math.inf)
+    weights = torch.from_numpy(smoothed).exp()
     for i in range(len(y)):
-        if log_likelihood is not None:
+        # Components of one vector are left out together and share their weights.
+        if log_likelihood is not None and not (i and torch.equal(log_likelihood[:, i], log_likelihood[:, i - 1])):
             smoothed, khat = psislw((base - log_likelihood[:, i]).numpy())
-        weights = torch.from_numpy(smoothed).exp()
+            weights = torch.from_numpy(smoothed).exp()
         below = float(weights @ (draws[:, i] < y[i]).double()) + float(spread[0, i]) * float(
             weights @ (draws[:, i] == y[i]).double()
         )

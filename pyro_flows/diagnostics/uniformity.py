@@ -6,7 +6,6 @@ import functools
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 #: Draws of the null distribution, and places at which distribution functions are compared at most.
@@ -98,10 +97,6 @@ def _smallest_tail(counts: np.ndarray, total: int, places: np.ndarray) -> np.nda
 def _null(total: int, num_draws: int) -> np.ndarray:
     """Draws of the statistic of uniform ranks."""
     edges = _edges(num_draws)
-    generator = torch.Generator(device="cpu").manual_seed(0)
     share = np.diff(np.concatenate([[0], edges, [num_draws + 1]])) / (num_draws + 1)
-    # Counts between edges are multinomial.
-    which = torch.multinomial(torch.as_tensor(share, device="cpu"), _NULL * total, replacement=True, generator=generator)
-    cells = torch.zeros(_NULL, len(share), dtype=torch.float64, device="cpu")
-    cells.scatter_add_(1, which.reshape(_NULL, total), cells.new_ones(_NULL, total))
-    return _smallest_tail(cells.cumsum(1)[:, :-1].numpy(), total, edges / (num_draws + 1))
+    cells = np.random.default_rng(0).multinomial(total, share, size=_NULL)  # counts between edges
+    return _smallest_tail(cells.cumsum(1)[:, :-1], total, edges / (num_draws + 1))
