@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         flows,
         guides,
         infer,
+        io,
         manifolds,
         model,
         nn,
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from .diagnostics import Diagnosis
     from .distributions import FlowDistribution
     from .guides import AmortizedFlow, AutoFlow, AutoPlateFlow
-    from .infer import Fit, evaluate_nll, fit, fit_amortized, fit_density
+    from .infer import Fit, evaluate_nll, fit, fit_amortized, fit_density, load, save
     from .model import Simulations, SimulatorModel, simulate
 
 __version__ = "0.1.0.dev0"
@@ -52,9 +53,12 @@ __all__ = [
     "flows",
     "guides",
     "infer",
+    "io",
+    "load",
     "manifolds",
     "model",
     "nn",
+    "save",
     "simulate",
     "solvers",
     "studies",
@@ -75,6 +79,8 @@ _HOME = {
     "fit": "infer",
     "fit_amortized": "infer",
     "fit_density": "infer",
+    "load": "infer",
+    "save": "infer",
     "simulate": "model",
 }
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .canvas import new_figure, saved
+from .canvas import new_figure, plain, saved
 from .uniformity import Uniformity
 
 _LEVEL = 0.05
@@ -42,7 +42,7 @@ def plot_bands(tests: Mapping[str, Uniformity], *, xlabel: str = "rank / S", pat
         axis.fill_between(test.places, test.lower, test.upper, step="mid", color="0.85", label="95 % band")
         axis.step(test.places, test.difference, where="mid", color="tab:red" if test.p_value < _LEVEL else "tab:blue")
         axis.axhline(0, color="0.5", linewidth=0.7)
-        axis.set_title(f"{name}, p = {test.p_value:.2g}", fontsize=9)
+        axis.set_title(f"{plain(name)}, p = {test.p_value:.2g}", fontsize=9)
     for axis in axes.flat[len(tests) :]:
         axis.set_axis_off()
     for axis in axes[-1]:

@@ -21,6 +21,16 @@ def new_figure(width: float, height: float) -> Any:
     return figure
 
 
+def plain(text: str) -> str:
+    """A text that matplotlib sets as it is, without mathematics between dollar signs.
+
+    Example:
+        >>> len(plain("a$b"))
+        4
+    """
+    return text.replace("$", r"\$")
+
+
 def saved(figure: Any, path: str | Path | None) -> Any:
     """The figure, written to a path if there is one.
 

@@ -43,8 +43,9 @@ class Loo:
 
     @property
     def se(self) -> float:
-        """Standard error of the sum, from the spread between observations."""
-        return float(self.pointwise.std() * math.sqrt(len(self.pointwise)))
+        """Standard error of the sum, from the spread between observations; NaN of a single one."""
+        count = len(self.pointwise)
+        return float(self.pointwise.std() * math.sqrt(count)) if count > 1 else math.nan
 
     @property
     def num_unreliable(self) -> int:
@@ -53,7 +54,7 @@ class Loo:
 
     def __str__(self) -> str:
         lines = [
-            f"elpd_loo  {self.elpd:.2f} ± {self.se:.2f} nats",
+            f"elpd_loo  {self.elpd:.2f} nats" + ("" if math.isnan(self.se) else f" ± {self.se:.2f}"),
             f"p_loo     {self.p_loo:.2f}",
             f"k-hat     {int((self.khat <= self.khat_threshold).sum())} of {len(self.khat)} observations at most "
             f"{self.khat_threshold:.2f}, worst {float(self.khat.max()):.2f}",

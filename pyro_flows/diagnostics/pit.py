@@ -29,6 +29,7 @@ class Pit:
         leave_one_out: Whether each observation was predicted from the others alone.
         khat: Tail shape of the weights of each, ``(N,)``; minus infinity where there are none.
         khat_threshold: Above it the share of an observation is not reliable.
+        independent: Whether the observations are independent given the latents; shares of others hang together, and no test holds.
 
     Example:
         See :func:`pit`.
@@ -38,11 +39,12 @@ class Pit:
     leave_one_out: bool
     khat: Tensor = field(repr=False)
     khat_threshold: float
+    independent: bool = True
 
     @property
     def test(self) -> Uniformity | None:
-        """The test of uniformity; None of fewer than 10 observations, which are too few for one."""
-        if len(self.values) < _LEAST:
+        """The test of uniformity; None of fewer than 10 observations, which are too few for one, and of components of vectors."""
+        if len(self.values) < _LEAST or not self.independent:
             return None
         return uniformity_test((self.values * _CELLS).long().clamp(max=_CELLS - 1), _CELLS - 1)
 
@@ -61,6 +63,8 @@ class Pit:
     def sentence(self) -> str:
         """What was found, in words."""
         count, p_value = len(self.values), self.p_value
+        if not self.independent:
+            return "Components of vectors hang together, so that there is no test of their shares; look at them one by one."
         if math.isnan(p_value):
             return f"{count} observations are too few to test predictions by, at least {_LEAST} are needed."
         if self.num_unreliable > 0.1 * count:
@@ -95,7 +99,7 @@ class Pit:
             The matplotlib figure.
 
         Raises:
-            ValueError: If there are fewer than 10 observations.
+            ValueError: If there are fewer than 10 observations, or they are components of vectors.
         """
         found = self.test
         if found is None:
@@ -141,6 +145,8 @@ def pit(
         (torch.Size([100]), True)
     """
     draws, y = _checked(predictive, observed)
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise ValueError(f"seed must be an integer, got {seed!r}")
     count = len(draws)
     base = torch.zeros(count, dtype=torch.float64, device="cpu") if log_weights is None else check_log_weights(log_weights)
     if len(base) != count:

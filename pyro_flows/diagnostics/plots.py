@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .canvas import new_figure, saved
+from .canvas import new_figure, plain, saved
 
 _INK, _PALE, _GRID = "#2b2d33", "#73767d", "#e9eaed"
 _DRAWS, _REFERENCE = "#2a7f9e", "#d1495b"
@@ -65,8 +65,8 @@ def plot_pairs(
         if truth is not None:
             _contours(axis, truth, limits)
         _title(axis, title)
-        axis.set_xlabel(xlabel, color=_INK)
-    axes[0].set_ylabel(ylabel, color=_INK)
+        axis.set_xlabel(plain(xlabel), color=_INK)
+    axes[0].set_ylabel(plain(ylabel), color=_INK)
     if truth is not None:
         _legend(axes[-1], reference_label)
     return saved(figure, path)
@@ -160,9 +160,9 @@ def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
 def _title(axis: Any, text: str) -> None:
     head, _, rest = text.partition("\n")
     lines = rest.count("\n") + 1 if rest else 0
-    axis.set_title(head, fontsize=12, fontweight="bold", color=_INK, loc="left", pad=8 + 14 * lines)
+    axis.set_title(plain(head), fontsize=12, fontweight="bold", color=_INK, loc="left", pad=8 + 14 * lines)
     if rest:
-        axis.annotate(rest, (0, 1), (0, 7), xycoords="axes fraction", textcoords="offset points", fontsize=9.5, color=_PALE)
+        axis.annotate(plain(rest), (0, 1), (0, 7), xycoords="axes fraction", textcoords="offset points", fontsize=9.5, color=_PALE)
 
 
 def _legend(axis: Any, label: str) -> None:

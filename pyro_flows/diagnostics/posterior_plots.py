@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from .canvas import new_figure, saved
+from .canvas import new_figure, plain, saved
 
 _INK, _PALE, _DRAWS, _REFERENCE = "#2b2d33", "#73767d", "#2a7f9e", "#d1495b"
 #: Observations up to which each is shown by itself, and predictive data sets that are drawn as lines beyond.
@@ -57,7 +57,7 @@ def plot_marginals(draws: Tensor, names: Sequence[str], *, weights: Tensor | Non
         axis.hist(column[finite], bins=edges, density=True, color=_DRAWS, alpha=0.55)
         if mass is not None:
             axis.hist(column[finite], bins=edges, density=True, weights=mass[finite], histtype="step", color=_REFERENCE)
-        axis.set_title(names[i], fontsize=9, color=_INK)
+        axis.set_title(plain(names[i]), fontsize=9, color=_INK)
         axis.set_yticks([])
         axis.tick_params(labelsize=8, colors=_PALE)
         axis.locator_params(axis="x", nbins=4)
@@ -101,7 +101,7 @@ def plot_predictive(predictive: Tensor, observed: Tensor, *, name: str = "y", pa
         axis.vlines(at, quarter, three, color=_DRAWS, linewidth=5, label="50 %")
         axis.plot(at, y, "o", color=_REFERENCE, markersize=4.5, label="observed")
         axis.set_xlabel("observation", color=_INK)
-        axis.set_ylabel(name, color=_INK)
+        axis.set_ylabel(plain(name), color=_INK)
     else:
         both = np.concatenate([y[np.isfinite(y)], drawn[:_LINES][np.isfinite(drawn[:_LINES])]])
         low, high = np.quantile(both, [0.002, 0.998])
@@ -112,7 +112,7 @@ def plot_predictive(predictive: Tensor, observed: Tensor, *, name: str = "y", pa
             label = "predicted" if i == 0 else None
             axis.hist(row, bins=edges, density=True, histtype="step", color=_DRAWS, alpha=0.25, linewidth=0.8, label=label)
         axis.hist(y[np.isfinite(y)], bins=edges, density=True, histtype="step", color=_REFERENCE, linewidth=1.8, label="observed")
-        axis.set_xlabel(name, color=_INK)
+        axis.set_xlabel(plain(name), color=_INK)
         axis.set_yticks([])
     axis.legend(fontsize=8, frameon=False)
     axis.spines[["top", "right"]].set_visible(False)

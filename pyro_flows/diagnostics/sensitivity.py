@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ class Sensitivity:
     Args:
         prior: Change of the posterior, as a cumulative Jensen-Shannon distance per doubling of the prior's exponent, by number.
         likelihood: The same of the likelihood.
+        reliable: Whether the weights of the fit are, on which both rest.
 
     References:
         Kallioinen, Paananen, Bürkner, Vehtari (2024), *Detecting and diagnosing prior and likelihood sensitivity with
@@ -31,6 +33,7 @@ class Sensitivity:
 
     prior: Mapping[str, float]
     likelihood: Mapping[str, float]
+    reliable: bool = True
 
     def diagnosis(self, name: str) -> str:
         """What the two sensitivities of a number mean, in words.
@@ -40,6 +43,8 @@ class Sensitivity:
         """
         if name not in self.prior:
             raise ValueError(f"there is no number {name!r}; known are {list(self.prior)}")
+        if math.isnan(self.prior[name]):
+            return "it is constant, or not known"
         if not self.prior[name] >= _MATTERS:
             return "the prior does not matter"
         if self.likelihood[name] >= _MATTERS:
@@ -56,6 +61,8 @@ class Sensitivity:
         lines = [f"{'':<24}{'prior':>10}{'likelihood':>12}"]
         for name, value in self.prior.items():
             lines.append(f"{name:<24}{value:>10.3f}{self.likelihood[name]:>12.3f}  {self.diagnosis(name)}")
+        if not self.reliable:
+            lines.append("The weights of the fit are not reliable, and neither are these figures.")
         return "\n".join(lines)
 
 

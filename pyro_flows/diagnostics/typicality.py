@@ -104,6 +104,10 @@ def typicality_test_of(
         >>> typicality_test_of(torch.zeros(10, 2) + 5, torch.randn(100, 2)).typical
         False
     """
+    from scipy.stats import rankdata  # takes long to import
+
+    if not isinstance(batch_scores, Tensor) or not isinstance(reference_scores, Tensor):
+        raise ValueError(f"scores must be tensors, got {type(batch_scores).__name__} and {type(reference_scores).__name__}")
     if not isinstance(num_permutations, int) or isinstance(num_permutations, bool) or num_permutations < 19:
         raise ValueError(f"num_permutations must be an integer of at least 19, got {num_permutations!r}")
     right, found = (scores.detach().to(device="cpu", dtype=torch.float64) for scores in (reference_scores, batch_scores))
@@ -115,9 +119,10 @@ def typicality_test_of(
     low = right.min(0).values - 10 * right.std(0) - 1
     found = torch.where(torch.isfinite(found), found, low)
     pooled = torch.cat([found, right])
-    ranks = pooled.argsort(0).argsort(0).double()  # heavy tails of scores would drown the test
+    # Ranks, for heavy tails of scores would drown the test; ties share theirs, or the order of the pool would count.
+    ranks = torch.from_numpy(rankdata(pooled.numpy(), axis=0))
     size, total = len(found), len(pooled)
-    centred = (ranks - ranks.mean(0)) / ranks.std(0)
+    centred = (ranks - ranks.mean(0)) / ranks.std(0).clamp_min(1e-12)
     generator = torch.Generator(device="cpu").manual_seed(seed)
     keys = torch.rand(num_permutations, total, generator=generator, dtype=torch.float64, device="cpu")
     chosen = keys.topk(size, dim=1).indices
@@ -221,6 +226,8 @@ def typicality_scores(density: LogProb | ModuleDistribution, points: Tensor) -> 
     """
     density = getattr(density, "distribution", density)  # of a DensityFit
     log_prob: LogProb = getattr(density, "log_prob", density)
+    if not callable(log_prob):
+        raise ValueError(f"density must be a function, a distribution or a density fit, got {type(density).__name__}")
     parts = []
     for part in points.detach().split(_PART):
         x = part.clone().requires_grad_()

@@ -13,7 +13,7 @@ from pyro_flows.transforms.batch_norm import BatchNorm
 from .flow_distribution import FlowDistribution
 
 #: What of a module is not of its structure: its state, what is remembered of a pass, and the bookkeeping of every module.
-_NOT_COMPARED = {*nn.Module().__dict__, "_cache", "_inv"} - {"training"}
+_NOT_COMPARED = {*nn.Module().__dict__, "_cache", "_inv", "_made_with"} - {"training"}
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 
 

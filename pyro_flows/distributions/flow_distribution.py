@@ -83,6 +83,10 @@ class FlowDistribution(ModuleDistribution):
         self.has_default_base = is_default
         self._set(transform, base)
 
+    def made_with(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        # Those at hand, for expanded and conditioned ones are copies.
+        return (self.transform,), {} if self.has_default_base else {"base": self.base}
+
     def _set(self, transform: FlowTransform, base: Distribution) -> None:
         batch = torch.Size(base.batch_shape)
         if transform.context_dim == 0:

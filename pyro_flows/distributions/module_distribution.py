@@ -9,11 +9,12 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 
+from pyro_flows.nn.recorded import Recorded
 from pyro_flows.solvers.mode import is_eager
 from pyro_flows.transforms.core import forget_pyro_links
 
 
-class ModuleDistribution(TorchDistribution, nn.Module):  # type: ignore[misc]
+class ModuleDistribution(Recorded, TorchDistribution, nn.Module):  # type: ignore[misc]
     r"""A Pyro distribution that is a module too, so that ``pyro.module`` trains what it owns.
 
     Args:

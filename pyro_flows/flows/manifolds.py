@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from ..manifolds.simplex import IsometricLogRatio
 from ..manifolds.sphere import CylinderSpline, NormalizedAffine
@@ -90,8 +91,8 @@ def torus(
             input_dim,
             context_dim,
             circles=circles,
-            circle_map=lambda: CircularSpline(num_bins),
-            line_map=lambda: RationalQuadraticSpline(num_bins),
+            circle_map=partial(CircularSpline, num_bins),
+            line_map=partial(RationalQuadraticSpline, num_bins),
             hidden_dims=hidden_dims,
             mask=[input_dim > 1 and (i < input_dim // 2) == (layer % 2 == 0) for i in range(input_dim)],
         )

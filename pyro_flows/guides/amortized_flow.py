@@ -21,6 +21,7 @@ from pyro_flows.model.simulate import Simulations, SimulationTarget, draw, read_
 from pyro_flows.model.simulator import generators_kept
 from pyro_flows.model.sites import is_circular
 from pyro_flows.model.structure import LatentSite, ModelStructure
+from pyro_flows.nn.recorded import Recorded
 from pyro_flows.transforms import Compose, RegressionFlow, TruncatedRegression
 from pyro_flows.transforms.lower_cholesky_affine import LowerCholeskyAffine
 
@@ -164,13 +165,8 @@ class AmortizedFlow(FlatGuide):
         Raises:
             ValueError: If a support depends on another latent, or the encoder does not return a finite row per data set.
         """
-        structure = target.structure
-        sites = tuple(replace(site, transform=flat_transform(site)) for site in structure.sites)
-        self.structure, self.target = replace(structure, sites=sites), target
-        self.latent_dim = structure.dim
-        self.observed_shapes = dict(target.observed)
-        self._read_sites(target, sites)
-        like = torch.zeros((), dtype=structure.dtype, device=structure.device)
+        self._set_target(target)
+        like = torch.zeros((), dtype=self.structure.dtype, device=self.structure.device)
         self._check_supports(simulations)
         flat = FlatLatents(self.structure).unconstrain(simulations.latents)
         self.standard = LowerCholeskyAffine(flat.mean(0), _positive_scale(flat))
@@ -189,6 +185,47 @@ class AmortizedFlow(FlatGuide):
             flow = build(self._flow, self.latent_dim, features.shape[-1] + regression.num_outside, **self._flow_options)
             members.append(AmortizedMember(own, RegressionFlow(flow.to(like), regression), self.standard))
         self.members = nn.ModuleList(members)
+
+    def setup_from(
+        self, parts: Sequence[Any], observation_mean: Tensor, observation_scale: Tensor, target: SimulationTarget
+    ) -> None:
+        """Take parts that were trained before, in the place of :meth:`setup`.
+
+        Args:
+            parts: What :attr:`parts` was then.
+            observation_mean: The mean of observations then, ``(P,)``.
+            observation_scale: Their standard deviations, ``(P,)``.
+            target: What :meth:`read` returned.
+
+        Raises:
+            ValueError: If they are those of another model.
+        """
+        self._set_target(target)
+        standard, *members, first, second = parts
+        size = sum(shape.numel() for shape in self.observed_shapes.values())
+        if standard.input_dim != self.latent_dim or observation_mean.shape != (size,) or observation_scale.shape != (size,):
+            raise ValueError(
+                f"parts are those of a guide of {standard.input_dim} latent numbers and {len(observation_mean)} observed ones, the "
+                f"model has {self.latent_dim} and {size}"
+            )
+        self.standard = standard
+        self.register_buffer("observation_mean", observation_mean)
+        self.register_buffer("observation_scale", observation_scale)
+        self.typicality = nn.ModuleList([first, second])
+        self.members = nn.ModuleList(members)
+
+    @property
+    def parts(self) -> list[nn.Module]:
+        """What it is made of once it is set up: standardisation, members and the tests of typicality."""
+        return [self.standard, *self.members, *self.typicality]
+
+    def _set_target(self, target: SimulationTarget) -> None:
+        structure = target.structure
+        sites = tuple(replace(site, transform=flat_transform(site)) for site in structure.sites)
+        self.structure, self.target = replace(structure, sites=sites), target
+        self.latent_dim = structure.dim
+        self.observed_shapes = dict(target.observed)
+        self._read_sites(target, sites)
 
     def _read_sites(self, target: SimulationTarget, sites: Sequence[LatentSite]) -> None:
         """Set what Pyro's guides and :class:`FlatGuide` need: a trace of the latents, their plates and transforms."""
@@ -482,7 +519,7 @@ class AmortizedFlow(FlatGuide):
         return state
 
 
-class AmortizedMember(nn.Module):
+class AmortizedMember(Recorded, nn.Module):
     """One flow of an :class:`AmortizedFlow`, with its own encoder.
 
     Args:

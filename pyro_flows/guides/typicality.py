@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_flows.nn.recorded import Recorded
+
 _MOST_ROWS = 2000
 _MOST_COMPONENTS = 32
 _NEIGHBOURS = 5
 _LINEAR = 3.0  # deviations up to which a variable keeps its scale
 
 
-class Typicality(nn.Module):
+class Typicality(Recorded, nn.Module):
     r"""Conformal test of data against simulations, by the distance to their nearest neighbours.
 
     Half of the simulations are neighbours, the others are calibration. Every variable is first put to

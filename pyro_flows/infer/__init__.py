@@ -19,6 +19,7 @@ from .kl_warmup_elbo import KLWarmupELBO
 from .path_elbo import PathELBO
 from .renyi_path_elbo import DReGELBO, RenyiPathELBO
 from .result import Fit
+from .saved import load, save
 from .truncated_proposals import fit_truncated
 
 __all__ = [
@@ -44,4 +45,6 @@ __all__ = [
     "fit_truncated",
     "flow_matching_loss",
     "free_form_loss",
+    "load",
+    "save",
 ]

@@ -20,6 +20,7 @@ from pyro_flows.diagnostics.posterior_plots import plot_marginals, plot_predicti
 from pyro_flows.diagnostics.report import Picture, Report, Section, Table
 from pyro_flows.guides import AutoPlateFlow
 from pyro_flows.model import predictive
+from pyro_flows.model.observations import read_observations
 
 from .evaluate_nll import evaluate_nll as weigh_elements
 
@@ -195,9 +196,10 @@ def _predictions(fit: Fit, count: int, seed: int | None) -> Section | None:
     with torch.no_grad():
         values = fit.log_joint.latents.constrain(latents)[0]
     drawn = _or_words(parts, "Predictions", lambda: predictive(fit._model, values, fit._args, fit._kwargs, seed=seed))
-    for name, observed in structure.observed.items():
+    for name, one in read_observations(fit._model, fit._args, fit._kwargs, structure.initial).observed.items():
         if drawn is not None and name in drawn:
-            flat, y = drawn[name].reshape(count, -1), observed.reshape(-1)
+            kept = one.counted.reshape(one.counted.shape + (1,) * one.event_dim).expand(one.value.shape).reshape(-1)
+            flat, y = drawn[name].expand(count, *one.value.shape).reshape(count, -1)[:, kept], one.value.reshape(-1)[kept]
             every = max(1, len(y) // 20_000)
             words = f"Observations of {name!r} among predictive draws of the guide."
             picture = _or_words(parts, f"Picture of {name!r}", partial(plot_predictive, flat[:, ::every], y[::every], name=name))
@@ -205,7 +207,7 @@ def _predictions(fit: Fit, count: int, seed: int | None) -> Section | None:
     checked = _or_words(parts, "Leave-one-out predictions", lambda: fit.pit(count, seed=seed))
     if checked is not None:
         parts.append(f"Each observation predicted from the others: {checked.sentence}")
-        if not math.isnan(checked.p_value):
+        if not math.isnan(checked.p_value) and checked.num_unreliable <= 0.1 * len(checked.values):
             words = "Share of the predictive distribution below each observation, less what is expected: inside the band if right."
             parts.append(Picture(checked.plot(), words))
     left_out = _or_words(parts, "Cross-validation", lambda: fit.loo(count, seed=seed))
@@ -238,9 +240,12 @@ def _elements(fit: Fit, seed: int | None) -> Section | None:
 
 def _sensitivity(fit: Fit, count: int, seed: int | None) -> Section | None:
     structure = fit.log_joint.structure
-    if not structure.observed or structure.dim > 100 or structure.enumerated:
+    if not structure.observed:
         return None
     parts: list[Any] = []
+    if structure.dim > 100:
+        words = f"Not looked at, for {structure.dim} numbers; fit.prior_sensitivity() does."
+        return Section("Sensitivity to the prior", [words])
     found = _or_words(parts, "Sensitivity to the prior", lambda: fit.prior_sensitivity(count, seed=seed))
     if found is not None:
         matters = found.matters
@@ -250,6 +255,8 @@ def _sensitivity(fit: Fit, count: int, seed: int | None) -> Section | None:
             parts.append(Table(("", "prior", "likelihood", ""), rows))
         else:
             parts.append("No posterior changes much if the prior gets a little stronger or weaker.")
+        if not found.reliable:
+            parts.append("The weights of the fit are not reliable, and neither are these figures.")
     return Section("Sensitivity to the prior", parts)
 
 

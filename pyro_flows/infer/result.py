@@ -149,10 +149,11 @@ class Fit:
         """Unconstrained draws ``(S, D)`` and their log-density under the guide ``(S,)``."""
         check_count("num_samples", num_samples)
         check_seed(seed)
+        q = self._q  # made at first use, with random numbers of its own
         with torch.random.fork_rng(enabled=seed is not None), torch.no_grad():
             if seed is not None:
                 torch.manual_seed(seed)
-            return self._q.rsample_and_log_prob((num_samples,))  # type: ignore[no-any-return]
+            return q.rsample_and_log_prob((num_samples,))  # type: ignore[no-any-return]
 
     def _weighted(self, num_samples: int, seed: int | None) -> tuple[Tensor, Tensor, Tensor]:
         """Draws, and log-densities in float64 under the model (joint with the data) and under the guide."""
@@ -536,10 +537,34 @@ class Fit:
         check_seed(seed)
         if path is not None and not Path(path).parent.is_dir():
             raise ValueError(f"path must be a file in a folder that exists, got {path}; make {Path(path).parent} first")
+        if path is not None and Path(path).is_dir():
+            raise ValueError(f"path must be a file, such as report.html, got the folder {path}")
         found = report_of(self, num_samples, title, seed)
         if path is not None:
             found.save(path)
         return found
+
+    def save(self, path: str | Path, *, draws: int = 0, overwrite: bool = False) -> Path:
+        """Save the fit in a folder, without pickle; ``pf.load(path, model, *args)`` brings it back. See
+        :func:`~pyro_flows.infer.save`.
+
+        Args:
+            path: The folder, made by this call in one that exists.
+            draws: Number of draws that are written to ``draws.nc``, for arviz; none if 0.
+            overwrite: Whether a folder of a fit may be replaced.
+
+        Returns:
+            The path.
+
+        Raises:
+            ValueError: If there is something at the path, or the guide holds what a file cannot describe.
+
+        Example:
+            See :func:`~pyro_flows.infer.load`.
+        """
+        from .saved import save  # which needs this class
+
+        return save(self, path, draws=draws, overwrite=overwrite)
 
     def to_arviz(
         self,

@@ -18,9 +18,9 @@ from .sites import Site, is_deterministic, is_enumerated, is_factor, is_subsampl
 class _Predict(Messenger):  # type: ignore[misc]
     """Puts values at the latent sites and draws the observed ones anew."""
 
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
+    def __init__(self, values: Mapping[str, Tensor], beside: bool = False) -> None:
         super().__init__()
-        self.values = values
+        self.values, self.beside = values, beside
         self.drawn: dict[str, Tensor] = {}
         self.last: str | None = None
 
@@ -30,12 +30,22 @@ class _Predict(Messenger):  # type: ignore[misc]
             return
         if msg["name"] in self.values:
             msg["value"] = self.values[msg["name"]]
+        elif msg["is_observed"] and self.beside:
+            drawn = msg["fn"](*msg["args"], **msg["kwargs"])
+            self.drawn[msg["name"]] = drawn if isinstance(drawn, Tensor) else torch.as_tensor(drawn)
         elif msg["is_observed"]:
             msg["is_observed"], msg["value"], msg["done"] = False, None, False
 
     def _pyro_post_sample(self, msg: Site) -> None:
         name = msg["name"]
-        if name in self.values or is_subsample(msg) or is_deterministic(msg) or is_factor(msg) or is_enumerated(msg):
+        if (
+            name in self.drawn
+            or name in self.values
+            or is_subsample(msg)
+            or is_deterministic(msg)
+            or is_factor(msg)
+            or is_enumerated(msg)
+        ):
             return
         self.drawn[name] = msg["value"]
 
@@ -47,6 +57,7 @@ def predictive(
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
+    beside: bool = False,
     seed: int | None = None,
 ) -> dict[str, Tensor]:
     """Draw the observed sites of a model anew at given values of its latents, one draw for each.
@@ -60,6 +71,8 @@ def predictive(
         values: A value ``(S, site shape)`` for every latent site.
         args: Arguments of the model.
         kwargs: Keyword arguments of the model.
+        beside: Whether each observed site is drawn given the *observed* values of the others, which go on as they are; else all
+            are drawn anew together, and one that another hangs on is the drawn one.
         seed: Makes the draws reproducible and leaves the global generators as they were.
 
     Returns:
@@ -81,7 +94,7 @@ def predictive(
     call_kwargs = dict(kwargs or {})
 
     def single(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        predict = _Predict(given)
+        predict = _Predict(given, beside)
         with pyro.validation_enabled(False), poutine.block(), predict:
             try:
                 model(*args, **call_kwargs)

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .mlp import check_hidden_dims, check_positive
+from .recorded import Recorded
 
 _silu = torch.ops.aten.silu.out
 _silu_backward = torch.ops.aten.silu_backward.grad_input
 
 
-class ColumnMLP(nn.Module):
+class ColumnMLP(Recorded, nn.Module):
     r"""Perceptron :math:`W_n\,\sigma(\dots\sigma(W_1 x + b_1)) + b_n` of points that are columns, with :math:`\sigma` the SiLU.
 
     All weights and biases lie in one parameter :attr:`weights`: an optimiser, Pyro's parameter store and a cache then handle one

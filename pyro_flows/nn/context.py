@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .recorded import Recorded
 
-class FirstNumbers(nn.Module):
+
+class FirstNumbers(Recorded, nn.Module):
     """The first numbers of a context.
 
     Args:
@@ -29,7 +31,7 @@ class FirstNumbers(nn.Module):
         return context[..., : self.count]
 
 
-class Standardised(nn.Module):
+class Standardised(Recorded, nn.Module):
     r"""A context in units of its own, :math:`(c - \mu) / \sigma`.
 
     Args:

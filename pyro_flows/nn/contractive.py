@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .mlp import check_hidden_dims, check_positive
+from .recorded import Recorded
 from .spectral import nonexpansive
 
 
@@ -30,7 +31,7 @@ class Contraction(NamedTuple):
     apply: Callable[[Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
-class ContractiveNetwork(nn.Module):
+class ContractiveNetwork(Recorded, nn.Module):
     """A network that makes a :class:`Contraction` for each context.
 
     Args:

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from .mlp import check_positive
+from .recorded import Recorded
 
 
-class ConvNet(nn.Module):
+class ConvNet(Recorded, nn.Module):
     r"""Convolutions from an image ``(in_channels, H, W)`` to one of the same size ``(out_channels, H, W)``, zero at the start.
 
     :math:`3 \times 3`, then ``num_blocks`` residual blocks :math:`h + W_2\,\sigma(W_1\,\sigma(h))` of :math:`3 \times 3` and

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .mlp import MLP, check_hidden_dims, check_positive
+from .recorded import Recorded
 
 _GAIN = 15.0
 
@@ -16,7 +17,7 @@ _GAIN = 15.0
 GradientAndHessian = Callable[[Tensor, bool], tuple[Tensor, Tensor | None]]
 
 
-class ConvexNetwork(nn.Module):
+class ConvexNetwork(Recorded, nn.Module):
     r"""Input-convex network, strongly convex by a quadratic term.
 
     .. math:: \varphi(x; c) = u^\top z_L + t^\top x + \tfrac{\alpha}{2} |x|^2,\quad

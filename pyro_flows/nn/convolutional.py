@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from .mlp import Activation, check_hidden_dims, check_positive
+from .recorded import Recorded
 
 
-class ConvEncoder(nn.Module):
+class ConvEncoder(Recorded, nn.Module):
     r"""Convolutions of stride two, then a linear layer: an image ``(C, H, W)`` or a signal ``(C, L)`` to a vector.
 
     Each layer halves the size, rounded up.

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .recorded import Recorded
 
-class MissingValues(nn.Module):
+
+class MissingValues(Recorded, nn.Module):
     r"""Puts a learned value where one is missing, and tells the network behind it which ones were.
 
     An input ``(*, in_dim)`` becomes ``(*, 2 in_dim)``: values, with NaN replaced by one learned number per variable, and ones

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
+from .recorded import Recorded
+
 Activation = Callable[[Tensor], Tensor]
 
 
@@ -41,7 +43,7 @@ def check_positive(**sizes: int) -> None:
             raise ValueError(f"{name} must be a positive integer, got {size!r}")
 
 
-class MLP(nn.Module):
+class MLP(Recorded, nn.Module):
     r"""Multilayer perceptron :math:`W_n\,\sigma(\dots\sigma(W_1 x + b_1)) + b_n`.
 
     The activation is SiLU unless told otherwise: it is smooth, so that the density of a flow has continuous gradients,

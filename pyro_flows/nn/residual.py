@@ -5,9 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from .mlp import Activation, check_positive
+from .recorded import Recorded
 
 
-class ResidualNet(nn.Module):
+class ResidualNet(Recorded, nn.Module):
     r"""Residual perceptron :math:`W_2\,(h_B \circ \dots \circ h_1)(W_1 x)` with :math:`h(x) = x + V_2\,\sigma(V_1\,\sigma(x))`.
 
     Deeper than a plain perceptron without being harder to train; its blocks start at the identity.

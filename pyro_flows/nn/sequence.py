@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from .mlp import check_positive
+from .recorded import Recorded
 from .sets import without_padding
 
 
-class GRUEncoder(nn.Module):
+class GRUEncoder(Recorded, nn.Module):
     r"""Gated recurrent network that reads a sequence, in both directions if asked; its last states, made linear, are the output.
 
     Args:

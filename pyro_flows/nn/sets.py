@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .mlp import MLP, check_positive
+from .recorded import Recorded
 
 
 def without_padding(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -32,7 +33,7 @@ def without_padding(x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     return torch.where(mask.unsqueeze(-1), x, torch.zeros_like(x)), mask
 
 
-class DeepSet(nn.Module):
+class DeepSet(Recorded, nn.Module):
     r"""Deep set :math:`\rho\big(\frac1n \sum_i \phi(x_i),\; \log n\big)`.
 
     The mean keeps the output in range whatever the size of the set; the logarithm of the size tells how much it is worth.
@@ -77,7 +78,7 @@ class DeepSet(nn.Module):
         return self.whole(torch.cat([mean, count.log1p()], -1))
 
 
-class SetAttention(nn.Module):
+class SetAttention(Recorded, nn.Module):
     r"""Set transformer: blocks of self-attention among the elements, then attention of one learned query to all of them.
 
     Elements see each other, which a deep set does not have; in exchange it costs :math:`n^2`.

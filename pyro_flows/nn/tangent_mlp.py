@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from .mlp import check_hidden_dims, check_positive
+from .recorded import Recorded
 
 
-class TangentMLP(nn.Module):
+class TangentMLP(Recorded, nn.Module):
     r"""Multilayer perceptron of points and a context, with products of its Jacobian and tangents in closed form.
 
     :math:`W_n \tanh(\dots \tanh(W_1 (x, c) + b_1)) + b_n`. It is bounded, and zero at the start.

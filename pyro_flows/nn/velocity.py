@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .mlp import check_hidden_dims, check_positive
+from .recorded import Recorded
 
 #: Numbers by which a network that modulates is told the time.
 _FEATURES = 5
@@ -38,7 +39,7 @@ class Linearised(NamedTuple):
 FieldAtContext = Callable[[Tensor, Tensor], Linearised]
 
 
-class VelocityField(nn.Module):
+class VelocityField(Recorded, nn.Module):
     r"""A vector field :math:`v(t, x; c)` that moves points, :math:`\dot x = v(t, x; c)`.
 
     A subclass writes a constructor and :meth:`forward`; its Jacobian is then had by automatic differentiation, with one backward

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_flows.infer import Fit
 from pyro_flows.infer import fit as fit_model
-
-#: Runs of the prior from which the density of a point under it is averaged, where it hangs on other latents.
-_PRIOR_RUNS = 2000
+from pyro_flows.model import LogJoint
+from pyro_flows.model.dependence import prior_parents
+from pyro_flows.model.observations import Reading, read_observations
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def bayes_factor(first: Fit, second: Fit, num_samples: int = 20_000, *, seed: in
         seed: Of the draws.
 
     Raises:
-        ValueError: If the models do not have the same observations.
+        ValueError: If the models do not have the same observations, or have parameters that are fitted.
 
     Example:
         >>> def model(y, scale):
@@ -73,16 +75,17 @@ def bayes_factor(first: Fit, second: Fit, num_samples: int = 20_000, *, seed: in
         >>> abs(bayes_factor(*fits).log_value - float(exact)) < 0.02
         True
     """
-    data = [fit.log_joint.structure.observed for fit in (first, second)]
-    alike = data[0].keys() == data[1].keys() and all(
-        data[0][name].shape == data[1][name].shape and torch.equal(data[0][name].double().cpu(), data[1][name].double().cpu())
-        for name in data[0]
-    )
+    for name, fit in (("first", first), ("second", second)):
+        _check_fit(name, fit)
+    data = [_read(fit).observed for fit in (first, second)]
+    if not data[0]:
+        raise ValueError("the models have no observed site, so there are no data that could favour one")
+    alike = data[0].keys() == data[1].keys() and all(data[0][name].same(data[1][name]) for name in data[0])
     if not alike:
-        shapes = [{name: tuple(value.shape) for name, value in sites.items()} for sites in data]
+        shapes = [{name: tuple(one.value.shape) for name, one in sites.items()} for sites in data]
         raise ValueError(
-            f"first and second must have the same observations, or their evidences are of different things; got {shapes[0]} and "
-            f"{shapes[1]}{', with other values' if shapes[0] == shapes[1] else ''}"
+            f"first and second must have the same observations, which count alike, or their evidences are of different things; got "
+            f"{shapes[0]} and {shapes[1]}{', with other values, masks or scales' if shapes[0] == shapes[1] else ''}"
         )
     found = [fit.diagnose(num_samples, seed) for fit in (first, second)]
     return BayesFactor(
@@ -100,8 +103,9 @@ def savage_dickey(
     The Savage-Dickey ratio :math:`p(\phi_0 | y) / p(\phi_0)` of posterior and prior density of latents :math:`\phi` at a point. The
     posterior density is :math:`p(\phi_0, y) / p(y)`; the numerator is the evidence of the model in which :math:`\phi` is observed
     to be :math:`\phi_0`, so one more fit, of the other latents, finds it with a standard error and a verdict, in the far tail of
-    the posterior as well. Where there are no others, it is the model's density at the point. It is the Bayes factor of a nested
-    model whose prior of the others is the larger model's given :math:`\phi_0`.
+    the posterior as well. So does another for the prior density, where that hangs on other latents. Where there are no others, it
+    is the model's density at the point. It is the Bayes factor of a nested model whose prior of the others is the larger model's
+    given :math:`\phi_0`.
 
     References:
         Dickey (1971), *The weighted likelihood ratio, linear hypotheses on normal location parameters*;
@@ -116,7 +120,8 @@ def savage_dickey(
         options: Of the second fit, as for :func:`~pyro_flows.infer.fit`.
 
     Raises:
-        ValueError: If ``at`` names no latent site, has values of another shape or outside a support, or plates draw minibatches.
+        ValueError: If ``at`` names no latent site, has values of another shape or outside a support, plates draw minibatches, or
+            the model has factors, latents that are scaled or masked, or parameters that are fitted.
 
     Example:
         >>> def model(y):
@@ -128,27 +133,110 @@ def savage_dickey(
         >>> abs(savage_dickey(done, {"x": 0.0}).log_value - float(exact)) < 0.02
         True
     """
-    structure = fit.log_joint.structure
-    if structure.subsampled:
-        raise ValueError(f"plates {list(structure.subsampled)} draw minibatches; fit a model without subsampling")
+    _check_fit("fit", fit)
+    structure, reading = fit.log_joint.structure, _read(fit)
+    if reading.factors or reading.weighted:
+        raise ValueError(
+            f"pyro.factor terms {list(reading.factors)} and latent sites {list(reading.weighted)} that are scaled or masked make a "
+            f"prior that is no distribution, so that its density at a point is not known; write the model without them"
+        )
+    fixed = {"seed", "progress", "kwargs", "minibatches"} & set(options)
+    if fixed:
+        raise ValueError(f"options must not hold {sorted(fixed)}, which are set here")
     values = _checked_values(fit, at)
-    restricted = poutine.condition(fit._model, data=values)
-    prior, prior_mcse = _log_prior(restricted, fit, values)
     whole = fit.diagnose(num_samples, seed)
-    verdicts: list[str] = [whole.verdict]
-    if len(values) == len(structure.sites):
-        with torch.no_grad():
-            unconstrained = fit.log_joint.latents.unconstrain(values)
-            at_point = fit.log_joint.full(unconstrained[None])[0] - fit.log_joint.latents.constrain(unconstrained[None])[1][0]
-        found, mcse = float(at_point), 0.0
-    else:
-        done = fit_model(restricted, *fit._args, kwargs=fit._kwargs, seed=seed, progress=progress, **options)
-        part = done.diagnose(num_samples, seed)
-        found, mcse = part.log_evidence, part.log_evidence_mcse
-        verdicts = [part.verdict, *verdicts]
-    if not math.isfinite(found):
-        raise ValueError(f"at: the model has no density at {dict(at)}; give values inside the supports")
-    return BayesFactor(found - prior - whole.log_evidence, math.hypot(mcse, prior_mcse, whole.log_evidence_mcse), tuple(verdicts))
+    restricted = poutine.condition(fit._model, data=values)
+    unseen = _unseen(fit._model, frozenset(structure.observed))
+
+    def found(model: Callable[..., Any], exact: Callable[[], float] | None) -> tuple[float, float, list[str]]:
+        """Log-evidence of a model in which the values are observed, its standard error, and verdicts."""
+        if exact is not None:
+            return exact(), 0.0, []
+        done = fit_model(model, *fit._args, kwargs=fit._kwargs, seed=seed, progress=progress, **options)
+        judged = done.diagnose(num_samples, seed)
+        return judged.log_evidence, judged.log_evidence_mcse, [judged.verdict]
+
+    everything = len(values) == len(structure.sites)
+    at_point = partial(_at_point, fit, values) if everything else None
+    parents = prior_parents(fit._model, fit._args, fit._kwargs, structure.initial)
+    own = not structure.enumerated and all(set(parents[name]) <= set(values) for name in values)
+    prior_at_point: Callable[[], float] | None = None
+    if own:  # the prior of the values hangs on no other latent
+        prior_at_point = partial(_log_prob_of, fit, values)
+    elif everything:
+        prior_at_point = partial(_at_point, fit, values, unseen)
+    parts = [
+        found(restricted, None if at_point is None else at_point),
+        found(poutine.condition(unseen, data=values), prior_at_point),
+    ]
+    for part, what in zip(parts, ("the model", "its prior"), strict=True):
+        if not math.isfinite(part[0]):
+            raise ValueError(f"at: {what} has no finite density at {dict(at)}; give values inside the supports")
+    return BayesFactor(
+        parts[0][0] - parts[1][0] - whole.log_evidence,
+        math.hypot(parts[0][1], parts[1][1], whole.log_evidence_mcse),
+        (*parts[0][2], *parts[1][2], whole.verdict),
+    )
+
+
+def _check_fit(name: str, fit: Any) -> None:
+    if not isinstance(fit, Fit):
+        raise ValueError(f"{name} must be a Fit, as pf.fit returns it, got {type(fit).__name__}")
+    learnt = fit.record.get("model_parameters") or []
+    if learnt:
+        raise ValueError(
+            f"{name}: the model has parameters {learnt} that were fitted by maximum likelihood, which is no evidence: the larger "
+            f"model always gains; give them priors (pyro.sample), or hold them fixed"
+        )
+    if fit.log_joint.structure.subsampled:
+        raise ValueError(f"plates {list(fit.log_joint.structure.subsampled)} draw minibatches; fit a model without subsampling")
+
+
+def _read(fit: Fit) -> Reading:
+    return read_observations(fit._model, fit._args, fit._kwargs, fit.log_joint.structure.initial)
+
+
+class _Unseen(Messenger):  # type: ignore[misc]
+    """Takes the likelihood of sites away."""
+
+    def __init__(self, names: frozenset[str]) -> None:
+        super().__init__()
+        self.names = names
+
+    def _pyro_sample(self, msg: dict[str, Any]) -> None:
+        if msg["name"] in self.names:
+            msg["mask"] = False
+
+
+def _unseen(model: Callable[..., Any], names: frozenset[str]) -> Callable[..., Any]:
+    """The model without its data: its prior."""
+
+    def prior(*args: Any, **kwargs: Any) -> Any:
+        with _Unseen(names):
+            return model(*args, **kwargs)
+
+    return prior
+
+
+@torch.no_grad()
+def _at_point(fit: Fit, values: Mapping[str, Tensor], model: Callable[..., Any] | None = None) -> float:
+    """Log-density of a model, the fit's own if None, at values of all its latents; discrete sites are summed out."""
+    structure = fit.log_joint.structure
+    if not structure.enumerated:
+        with poutine.block(), pyro.validation_enabled(False):
+            given = poutine.condition(model or fit._model, data=dict(values))
+            return float(poutine.trace(given).get_trace(*fit._args, **fit._kwargs).log_prob_sum())
+    log_joint = fit.log_joint if model is None else LogJoint(model, fit._args, fit._kwargs, structure)
+    latents = log_joint.latents.unconstrain(values)[None]
+    return float(log_joint.full(latents)[0] - log_joint.latents.constrain(latents)[1][0])
+
+
+@torch.no_grad()
+def _log_prob_of(fit: Fit, values: Mapping[str, Tensor]) -> float:
+    """Log-density of values under a prior that hangs on nothing else."""
+    with torch.random.fork_rng(), poutine.block(), pyro.validation_enabled(False):
+        trace = poutine.trace(poutine.condition(fit._model, data=dict(values))).get_trace(*fit._args, **fit._kwargs)
+    return float(sum(trace.nodes[name]["fn"].log_prob(trace.nodes[name]["value"]).sum() for name in values))
 
 
 def _checked_values(fit: Fit, at: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -159,33 +247,13 @@ def _checked_values(fit: Fit, at: Mapping[str, Any]) -> dict[str, Tensor]:
     values = {}
     for name, given in at.items():
         site, like = sites[name], fit.log_joint.structure.initial[name]
-        value = torch.as_tensor(given, dtype=like.dtype, device=like.device)
+        try:
+            value = torch.as_tensor(given, dtype=like.dtype, device=like.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"at[{name!r}] must be a number or a tensor, got {given!r}") from error
         if value.dim() and value.shape != like.shape:
             raise ValueError(f"at[{name!r}] must be a number or have shape {tuple(like.shape)}, got {tuple(value.shape)}")
         values[name] = value.expand(like.shape).clone()
         if not bool(site.support.check(values[name]).all()):
             raise ValueError(f"at[{name!r}] must lie in the support {site.support}, got {value.tolist()}")
     return values
-
-
-def _log_prior(restricted: Any, fit: Fit, values: Mapping[str, Tensor]) -> tuple[float, float]:
-    """Log-density of the values under the prior, the other latents integrated out, and its standard error."""
-    found: list[float] = []
-    with torch.random.fork_rng(), torch.no_grad(), pyro.validation_enabled(False):
-        torch.manual_seed(0)
-        while len(found) < _PRIOR_RUNS:
-            with poutine.block():
-                trace = poutine.trace(restricted).get_trace(*fit._args, **fit._kwargs)
-            found.append(float(sum(_log_prob(trace.nodes[name]) for name in values)))
-            if len(found) == 20 and max(found) - min(found) <= 1e-5 * (1 + abs(found[0])):
-                return found[0], 0.0
-    each = torch.tensor(found, dtype=torch.float64)
-    mean = float(each.logsumexp(0)) - math.log(len(each))
-    return mean, float((each - mean).exp().std()) / math.sqrt(len(each))
-
-
-def _log_prob(site: Mapping[str, Any]) -> float:
-    value = site["fn"].log_prob(site["value"])
-    if site["mask"] is not None:
-        value = value * site["mask"]
-    return float((value * site["scale"]).sum())

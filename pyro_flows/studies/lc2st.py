@@ -31,6 +31,7 @@ class LocalTest:
             no difference, 1/4 where it sees all.
         null: What it is where there is none, by classifiers trained on permuted labels, ``(K, M)``.
         num_simulations: Number of simulations that the classifiers learnt from.
+        outside: Data sets that have a number beyond those of all simulations, ``(M,)``, where a classifier knows nothing.
 
     Example:
         See :func:`lc2st_of`.
@@ -39,6 +40,7 @@ class LocalTest:
     statistic: Tensor
     null: Tensor = field(repr=False)
     num_simulations: int
+    outside: Tensor = field(repr=False)
 
     @property
     def p_value(self) -> Tensor:
@@ -51,10 +53,14 @@ class LocalTest:
         """What was found, in words."""
         p_values = self.p_value
         bad = int((p_values <= _LEVEL).sum())
+        lost = int(self.outside.sum())
         seen = f"{self.num_simulations} simulations, p = {float(p_values.min()):.2g}"
+        if lost == len(p_values):
+            return f"All {lost} data sets have numbers beyond those of all simulations, where nothing can be told."
         if len(p_values) == 1:
             return f"The posterior of this data set is {'not right' if bad else 'right, for all that can be told'} ({seen})."
-        return f"Posteriors of {bad} of {len(p_values)} data sets are not right at a level of 5 % ({seen} at the least)."
+        beyond = f" Of {lost} that have numbers beyond those of all simulations nothing can be told." if lost else ""
+        return f"Posteriors of {bad} of {len(p_values)} data sets are not right at a level of 5 % ({seen} at the least).{beyond}"
 
     def __str__(self) -> str:
         return self.sentence
@@ -118,7 +124,7 @@ def lc2st(
     with warnings.catch_warnings():  # of so many data sets some are rare
         warnings.filterwarnings("ignore", message=".*far from all simulations")
         drawn = guide.sample(simulations.observations, 1, seed=derived_seed(seed, "drawn"))
-        at_draws = guide.sample(values, num_draws, seed=derived_seed(seed, "at"))
+    at_draws = guide.sample(values, num_draws, seed=derived_seed(seed, "at"))
     names, sets = list(drawn), len(next(iter(values.values())))
     return lc2st_of(
         torch.cat([simulations.latents[name].reshape(len(simulations), -1).double() for name in names], 1),
@@ -174,6 +180,8 @@ def lc2st_of(
         True
     """
     _check(truth, drawn, data, at_draws, at_data, num_null)
+    if not isinstance(num_workers, int) or isinstance(num_workers, bool) or num_workers == 0:
+        raise ValueError(f"num_workers must be a number of processes, or -1 for one per core, got {num_workers!r}")
     try:
         import sklearn.neural_network  # noqa: F401
     except ImportError as missing:
@@ -194,7 +202,9 @@ def lc2st_of(
     jobs = (delayed(_statistic)(pairs.numpy(), swap.numpy(), points.numpy(), sets, seed) for swap in swaps)
     runs = Parallel(n_jobs=num_workers, return_as="generator")(jobs)
     found = [torch.from_numpy(run) for run in tqdm(runs, total=len(swaps), desc="lc2st", disable=not progress, dynamic_ncols=True)]
-    return LocalTest(found[0], torch.stack(found[1:]), count)
+    tested = at_data.double().cpu()
+    outside = ((tested < x.min(0).values) | (tested > x.max(0).values)).any(1)
+    return LocalTest(found[0], torch.stack(found[1:]), count, outside)
 
 
 def _statistic(pairs: np.ndarray, swap: np.ndarray, points: np.ndarray, sets: int, seed: int) -> np.ndarray:
@@ -228,5 +238,8 @@ def _check(truth: Any, drawn: Any, data: Any, at_draws: Any, at_data: Any, num_n
         raise ValueError(f"expected shapes (N, D), (N, D), (N, P), (M, S, D) and (M, P), got {shapes}")
     if count < _LEAST:
         raise ValueError(f"{count} simulations are too few for a classifier to learn from, at least {_LEAST} are needed")
+    if not len(at_draws) or at_draws.shape[1] < 20 or not width:
+        sizes = f"{tuple(at_draws.shape)} and {tuple(at_data.shape)}"
+        raise ValueError(f"at_draws and at_data must hold one data set, 20 draws and one number at least, got {sizes}")
     if not isinstance(num_null, int) or isinstance(num_null, bool) or num_null < 19:
         raise ValueError(f"num_null must be an integer of at least 19, which allows p-values down to 1 / 20, got {num_null!r}")

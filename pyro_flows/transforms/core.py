@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from pyro_flows.nn.recorded import Recorded
 from pyro_flows.solvers.mode import is_eager
 
 CheapDirection = Literal["both", "forward", "inverse"]
@@ -56,7 +57,7 @@ def _checked(method: _Pass) -> _Pass:
     return checked
 
 
-class FlowTransform(TransformModule, ConditionalTransform):  # type: ignore[misc]
+class FlowTransform(Recorded, TransformModule, ConditionalTransform):  # type: ignore[misc]
     r"""An invertible transform :math:`y = f(x; c)` with a tractable :math:`\log|\det \partial y/\partial x|`.
 
     A subclass writes a constructor and two methods, :meth:`forward_and_log_det` and :meth:`inverse_and_log_det`.

@@ -97,7 +97,9 @@ class Pass(NamedTuple):
         output, kept = layer.network.evaluate(layer.input(columns, context), layer.network.weights)
         shape = None if context is None else (context.shape[0], context.shape[1])
         univariate: ClosedFormMap = layer.univariate  # type: ignore[assignment]
-        return cls(layer, shape, univariate.evaluate(columns[layer.mapped], layer.raw(output), inverse), kept)
+        # No view of what may be the output of a node: a node that keeps one keeps itself alive.
+        at = columns[layer.mapped] if layer.is_coupling else columns
+        return cls(layer, shape, univariate.evaluate(at, layer.raw(output), inverse), kept)
 
     @property
     def tensors(self) -> list[Tensor]:

@@ -83,3 +83,18 @@ def test_bad_input():
         anomaly_scores(lambda x: NORMAL.log_prob(x).detach(), good, good)
     with pytest.raises(ValueError, match="between 0 and 1"):
         anomaly_scores(NORMAL.log_prob, good, good).anomalous(1.0)
+
+
+def test_ties_are_no_evidence():
+    """The norm of a Laplace density's gradient is the same everywhere, and a constant density ties in both scores."""
+    torch.manual_seed(0)
+    laplace = dist.Laplace(torch.zeros(5), 1.0).to_event(1)
+    alarms = sum(
+        not typicality_test(laplace.log_prob, laplace.sample((20,)), laplace.sample((200,)), num_permutations=199, seed=i).typical
+        for i in range(40)
+    )
+    assert alarms <= 7  # more fall once in 500 at 5 %
+    constant = typicality_test(lambda x: (0 * x).sum(-1), NORMAL.sample((10,)), NORMAL.sample((100,)))
+    assert constant.p_value == 1.0
+    with pytest.raises(ValueError, match="got NoneType"):
+        typicality_test(None, NORMAL.sample((10,)), NORMAL.sample((100,)))

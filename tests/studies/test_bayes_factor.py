@@ -94,3 +94,95 @@ def test_other_data_are_refused_and_words():
         bayes_factor(*fits)
     assert "cannot be relied on" in str(BayesFactor(1.0, 0.1, ("poor", "good")))
     assert "10^" in str(BayesFactor(100.0, 0.1, ("good", "good")))
+
+
+def spike_and_slab(y):
+    z = pyro.sample("z", dist.Bernoulli(0.01), infer={"enumerate": "parallel"})
+    x = pyro.sample("x", dist.Normal(0.0, 1.0 + 99.0 * z))
+    pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+
+def test_a_rare_branch_of_the_prior_counts():
+    """One prior run of a hundred takes it; at 25 it holds all the density."""
+    fit = pf.fit(spike_and_slab, torch.tensor(30.0), guide="affine", max_steps=1000, seed=0, progress=False)
+    found = savage_dickey(fit, {"x": 25.0}, progress=False)
+    normal = lambda mean, sd, at: float(dist.Normal(mean, sd).log_prob(torch.tensor(at)).exp())  # noqa: E731
+    evidence = 0.99 * normal(0.0, 2**0.5, 30.0) + 0.01 * normal(0.0, 10001**0.5, 30.0)
+    exact = float(dist.Normal(25.0, 1.0).log_prob(torch.tensor(30.0))) - math.log(evidence)
+    assert abs(found.log_value - exact) < 0.05 + 5 * found.mcse
+
+
+def test_a_prior_density_that_few_draws_of_the_prior_see():
+    """30 effects close together: nearly no tau of the prior is small enough; by quadrature over tau, mean integrated out."""
+
+    def model(y):
+        mean = pyro.sample("mean", dist.Normal(0.0, 100.0))
+        tau = pyro.sample("tau", dist.HalfCauchy(1.0))
+        with pyro.plate("groups", 30):
+            effect = pyro.sample("effect", dist.Normal(mean, tau))
+            pyro.sample("y", dist.Normal(effect, 0.1), obs=y)
+
+    torch.manual_seed(1)
+    at = (0.1 * torch.randn(30)).double()
+
+    def log_marginal(points, extra):
+        """Of points normal about the mean with variance tau^2 + extra."""
+        grid = torch.logspace(-4, 3, 20_001, dtype=torch.float64)
+        variance = grid**2 + extra
+        precision = 30 / variance + 1e-4
+        squares = (points.square().sum() - (points.sum() ** 2) / variance / precision) / variance
+        log_p = -15 * (2 * math.pi * variance).log() - 0.5 * squares - 0.5 * (precision * 1e4).log()
+        return float(torch.logsumexp(log_p + dist.HalfCauchy(torch.ones(())).log_prob(grid) + torch.gradient(grid)[0].log(), 0))
+
+    y = at + 0.1 * torch.randn(30).double()
+    exact = float(dist.Normal(at, 0.1).log_prob(y).sum()) - log_marginal(y, 0.01)
+    fit = pf.fit(model, y.float(), seed=0, progress=False, max_steps=2000)
+    found = savage_dickey(fit, {"effect": at.float()}, progress=False, max_steps=2000)
+    assert abs(found.log_value - exact) < 0.1 + 5 * found.mcse, (found, exact)
+
+
+def test_what_makes_no_bayes_factor_is_refused():
+    def parameterised(y):
+        sd = pyro.param("sd", torch.tensor(1.0), constraint=dist.constraints.positive)
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(x, sd), obs=y)
+
+    def scaled(y):
+        with pyro.poutine.scale(scale=2.0):
+            x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+    def factored(y):
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.factor("more", -(x**2))
+        pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+    def masked(y, mask):
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        with pyro.plate("rows", len(y)), pyro.poutine.mask(mask=mask):
+            pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+    def edge(y):
+        x = pyro.sample("x", dist.HalfNormal(1.0))
+        pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+    y, quick = torch.tensor(1.0), {"max_steps": 50, **QUICK}
+    with pytest.raises(ValueError, match="fitted by maximum likelihood"):
+        savage_dickey(pf.fit(parameterised, y, **quick), {"x": 0.0})
+    for model in (scaled, factored):
+        with pytest.raises(ValueError, match="no distribution"):
+            savage_dickey(pf.fit(model, y, **quick), {"x": 0.0})
+    rows = torch.randn(6)
+    fits = [pf.fit(masked, rows, mask, **quick) for mask in (torch.ones(6).bool(), torch.arange(6) < 3)]
+    with pytest.raises(ValueError, match="masks or scales"):
+        bayes_factor(*fits)
+    empty = torch.where(torch.arange(6) < 3, rows, torch.nan)
+    again = [pf.fit(masked, values, torch.arange(6) < 3, **quick) for values in (empty, rows)]
+    assert abs(bayes_factor(*again).log_value) < 0.1  # what is masked may be anything
+    with pytest.raises(ValueError, match="must be a Fit"):
+        bayes_factor(fits[0], fits[0].guide)
+    at_edge = savage_dickey(
+        pf.fit(edge, y, guide="nsf_coupling", seed=0, max_steps=500, progress=False), {"x": 0.0}, progress=False
+    )
+    evidence = 2 * dist.Normal(0.0, 2**0.5).log_prob(y).exp() * dist.Normal(0.0, 1.0).cdf(torch.tensor(0.5**0.5))
+    assert abs(at_edge.log_value - float(dist.Normal(0.0, 1.0).log_prob(y) - evidence.log())) < 0.03

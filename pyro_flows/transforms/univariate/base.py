@@ -8,10 +8,12 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from pyro_flows.nn.recorded import Recorded
+
 Params = tuple[Tensor, ...]
 
 
-class UnivariateMap(nn.Module):
+class UnivariateMap(Recorded, nn.Module):
     r"""An increasing map :math:`y = u(x; p)` of one variable with raw parameters :math:`p`, identity at :math:`p = 0`.
 
     A subclass sets ``param_shapes`` and writes :meth:`forward_and_log_det` and :meth:`inverse_and_log_det`. All is
