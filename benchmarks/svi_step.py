@@ -127,7 +127,7 @@ def with_pyro(model: Callable[..., Any]) -> Any:
     return AutoNormalizingFlow(model, transform)
 
 
-class Shift(T.TransformModule):  # type: ignore[misc]
+class Shift(dist.TransformModule):  # type: ignore[misc]
     """The least of transforms."""
 
     domain = codomain = torch.distributions.constraints.real_vector

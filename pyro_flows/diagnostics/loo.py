@@ -53,8 +53,9 @@ class Loo:
         return int((self.khat > self.khat_threshold).sum())
 
     def __str__(self) -> str:
+        error = "" if math.isnan(self.se) else f" ± {self.se:.2f}"
         lines = [
-            f"elpd_loo  {self.elpd:.2f} nats" + ("" if math.isnan(self.se) else f" ± {self.se:.2f}"),
+            f"elpd_loo  {self.elpd:.2f}{error} nats",
             f"p_loo     {self.p_loo:.2f}",
             f"k-hat     {int((self.khat <= self.khat_threshold).sum())} of {len(self.khat)} observations at most "
             f"{self.khat_threshold:.2f}, worst {float(self.khat.max()):.2f}",

@@ -66,7 +66,7 @@ def test_one_file_that_stands_alone(tmp_path):
     text = (tmp_path / "report.html").read_text()
     page = read(text)
     assert not page.open and not page.wrong and not page.elsewhere and not page.scripts
-    assert page.pictures >= 6 and "url(" not in text and "<columns>" not in text
+    assert page.pictures >= 5 and "url(" not in text and "<columns>" not in text
     assert (tmp_path / "report.html").stat().st_size < 3e6 and list(tmp_path.iterdir()) == [tmp_path / "report.html"]
     words = str(report)
     for heading in ("Verdict", "Model", "Training", "Posterior", "Data and predictions", "Sensitivity", "Settings and versions"):

@@ -49,6 +49,7 @@ def test_nested_linear_models(extra):
     assert exact < -5 and "second model" in str(ratio)
 
 
+@pytest.mark.slow
 def test_a_prior_that_hangs_on_other_latents_is_integrated():
     """theta ~ N(0, tau), tau ~ HalfNormal: the prior density at 0.5 by quadrature."""
 
@@ -112,6 +113,7 @@ def test_a_rare_branch_of_the_prior_counts():
     assert abs(found.log_value - exact) < 0.05 + 5 * found.mcse
 
 
+@pytest.mark.slow
 def test_a_prior_density_that_few_draws_of_the_prior_see():
     """30 effects close together: nearly no tau of the prior is small enough; by quadrature over tau, mean integrated out."""
 
@@ -166,7 +168,7 @@ def test_what_makes_no_bayes_factor_is_refused():
         x = pyro.sample("x", dist.HalfNormal(1.0))
         pyro.sample("y", dist.Normal(x, 1.0), obs=y)
 
-    y, quick = torch.tensor(1.0), {"max_steps": 50, **QUICK}
+    y, quick = torch.tensor(1.0), {"max_steps": 20, **QUICK}
     with pytest.raises(ValueError, match="fitted by maximum likelihood"):
         savage_dickey(pf.fit(parameterised, y, **quick), {"x": 0.0})
     for model in (scaled, factored):
