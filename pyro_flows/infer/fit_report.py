@@ -142,7 +142,8 @@ class _Numbers:
             return Section("Posterior", ["No draw of the guide is finite."])
         raw = torch.full((len(draws),), 1 / len(draws), dtype=torch.float64)
         weights = raw if self.weights is None else self.weights[usable] / self.weights[usable].sum()
-        shown = raw if diagnosis.verdict == "good" else weights
+        # Weights of a poor fit rest on a few draws, and their spread means nothing.
+        shown = weights if diagnosis.verdict == "reweight" else raw
         mean, sd = _moments(draws, shown)
         raw_mean, _ = _moments(draws, raw)
         true_mean, true_sd = _moments(draws, weights)
@@ -152,7 +153,11 @@ class _Numbers:
         rows = [
             (self.names[i], *(_number(float(value[i])) for value in (mean, sd, *edges)), f"{float(shift[i]):+.3f}") for i in listed
         ]
-        how = "the draws as they are" if diagnosis.verdict == "good" else "draws reweighted by their smoothed importance weights"
+        how = {
+            "good": "the draws as they are",
+            "reweight": "draws reweighted by their smoothed importance weights",
+            "poor": "the draws as they are, which cannot be relied on",
+        }[diagnosis.verdict]
         words = [f"Figures are those of {how}; the last column is how far the raw mean is from the reweighted one."]
         if len(self.names) > _LISTED:
             words.append(f"The first {_LISTED} of {len(self.names):,} numbers are listed; pictures are of all.")
