@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .canvas import new_figure, plain, saved
-from .uniformity import Uniformity
-
-_LEVEL = 0.05
+from .uniformity import LEVEL, Uniformity
 
 
 def plot_bands(tests: Mapping[str, Uniformity], *, xlabel: str = "rank / S", path: str | Path | None = None) -> Any:
@@ -40,7 +38,7 @@ def plot_bands(tests: Mapping[str, Uniformity], *, xlabel: str = "rank / S", pat
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for axis, (name, test) in zip(axes.flat, tests.items(), strict=False):
         axis.fill_between(test.places, test.lower, test.upper, step="mid", color="0.85", label="95 % band")
-        axis.step(test.places, test.difference, where="mid", color="tab:red" if test.p_value < _LEVEL else "tab:blue")
+        axis.step(test.places, test.difference, where="mid", color="tab:red" if test.p_value < LEVEL else "tab:blue")
         axis.axhline(0, color="0.5", linewidth=0.7)
         axis.set_title(f"{plain(name)}, p = {test.p_value:.2g}", fontsize=9)
     for axis in axes.flat[len(tests) :]:

@@ -11,10 +11,7 @@ import torch
 from torch import Tensor
 
 from .arviz import psislw
-from .weights import check_log_weights
-
-#: Tail shape from which on the estimate for a point is not reliable, whatever the number of draws.
-_HEAVY = 0.7
+from .weights import check_log_weights, khat_threshold
 
 
 @dataclass(frozen=True)
@@ -120,8 +117,8 @@ def loo(log_likelihood: Tensor, log_weights: Tensor | None = None) -> Loo:
     full = torch.as_tensor(psislw(weights.numpy())[0], device="cpu")
     lpd = (values + full[:, None]).logsumexp(0)
     found = torch.tensor(pointwise, dtype=torch.float64, device="cpu")
-    threshold = min(1 - 1 / math.log10(max(len(values), 11)), _HEAVY)
-    return Loo(found, torch.tensor(khats, dtype=torch.float64, device="cpu"), float(lpd.sum() - found.sum()), threshold)
+    heavy = torch.tensor(khats, dtype=torch.float64, device="cpu")
+    return Loo(found, heavy, float(lpd.sum() - found.sum()), khat_threshold(len(values)))
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from .arviz import psislw
 from .bands import plot_bands
-from .uniformity import Uniformity, uniformity_test
-from .weights import check_log_weights
+from .uniformity import LEVEL, Uniformity, departure, uniformity_test
+from .weights import check_log_weights, khat_threshold
 
 #: Cells into which values between 0 and 1 are sorted for the test, and observations that it needs.
 _CELLS, _LEAST = 100, 10
-_LEVEL = 0.05
 
 
 @dataclass(frozen=True)
@@ -69,17 +68,10 @@ class Pit:
             return f"{count} observations are too few to test predictions by, at least {_LEAST} are needed."
         if self.num_unreliable > 0.1 * count:
             found = f"Weights of {self.num_unreliable} of {count} observations are not reliable, so that nothing can be said."
-        elif p_value >= _LEVEL:
+        elif p_value >= LEVEL:
             found = f"Nothing in {count} observations speaks against the predictions (p = {p_value:.2f})."
         else:
-            shift = float(self.values.mean()) - 0.5
-            spread = 12 * float((self.values - 0.5).square().mean())
-            said = []
-            if abs(shift) > 3 / math.sqrt(12 * count):
-                said.append("too low" if shift > 0 else "too high")
-            if abs(spread - 1) > 3 * math.sqrt(0.8 / count):
-                said.append("too narrow" if spread > 1 else "too wide")
-            found = f"Predictions are {' and '.join(said) or 'of another shape'} (p = {p_value:.2g}, {count} observations)."
+            found = f"Predictions are {departure(self.values)} (p = {p_value:.2g}, {count} observations)."
         if 0 < self.num_unreliable <= 0.1 * count:
             found += f" For {self.num_unreliable} of them the weights are not reliable."
         if not self.leave_one_out:
@@ -176,9 +168,8 @@ def pit(
         effective = 1 / float(weights.square().sum())
         values.append((below * effective + float(spread[1, i])) / (effective + 1))
         khats.append(khat)
-    threshold = min(1 - 1 / math.log10(max(len(base), 11)), 0.7)
     tensor = torch.tensor([values, khats], dtype=torch.float64, device="cpu")
-    return Pit(tensor[0].clamp(0.0, 1.0), log_likelihood is not None, tensor[1], threshold)
+    return Pit(tensor[0].clamp(0.0, 1.0), log_likelihood is not None, tensor[1], khat_threshold(len(base)))
 
 
 def _checked(predictive: Tensor, observed: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .numbers import numbered
+
 #: Sensitivities from which on a component matters.
 _MATTERS = 0.05
 
@@ -73,8 +75,8 @@ def by_number(arrays: Mapping[str, np.ndarray]) -> dict[str, float]:
         >>> by_number({"mu": np.array(1.0), "theta": np.array([2.0, 3.0])})
         {'mu': 1.0, 'theta[0]': 2.0, 'theta[1]': 3.0}
     """
-    found = {}
-    for name, array in arrays.items():
-        for index in np.ndindex(array.shape):
-            found[f"{name}[{', '.join(map(str, index))}]" if index else name] = float(array[index])
-    return found
+    return {
+        number: float(value)
+        for name, array in arrays.items()
+        for number, value in zip(numbered(name, array.shape), array.reshape(-1), strict=True)
+    }

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from pyro_flows.distributions.module_distribution import ModuleDistribution
 
+from .uniformity import LEVEL
+
 LogProb = Callable[[Tensor], Tensor]
-_LEVEL = 0.05
 #: Points whose gradients are taken at once, and fewest reference points that a claim can rest on.
 _PART, _LEAST = 512, 40
 
@@ -39,7 +40,7 @@ class BatchTypicality:
     @property
     def typical(self) -> bool:
         """Whether nothing speaks against it at a level of 5 %."""
-        return self.p_value > _LEVEL
+        return self.p_value > LEVEL
 
     def __str__(self) -> str:
         words = ", ".join(f"{name} {value:+.1f} standard errors" for name, value in self.shift.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,8 @@ from torch import Tensor
 
 #: Draws of the null distribution, and places at which distribution functions are compared at most.
 _NULL, _PLACES = 2000, 100
+#: Probability at which a test rejects.
+LEVEL = 0.05
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,25 @@ def uniformity_test(ranks: Tensor, num_draws: int) -> Uniformity:
     lower = binom.ppf(0.5 * level, total, places) / total - places
     upper = binom.isf(0.5 * level, total, places) / total - places
     return Uniformity(p_value, places, counts / total - places, lower, upper)
+
+
+def departure(shares: Tensor) -> str:
+    """In words, what is wrong with distributions of which a share lies below each true value: uniform shares, if they were right.
+
+    Args:
+        shares: The shares, between 0 and 1, ``(N,)``.
+
+    Example:
+        >>> departure(torch.full((100,), 0.9))
+        'too low and too wide'
+    """
+    shift, spread = float(shares.mean()) - 0.5, 12 * float((shares - 0.5).square().mean())
+    said = []
+    if abs(shift) > 3 / math.sqrt(12 * len(shares)):
+        said.append("too low" if shift > 0 else "too high")
+    if abs(spread - 1) > 3 * math.sqrt(0.8 / len(shares)):
+        said.append("too narrow" if spread > 1 else "too wide")
+    return " and ".join(said) or "of another shape"
 
 
 def _edges(num_draws: int) -> np.ndarray:

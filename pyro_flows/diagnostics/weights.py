@@ -179,10 +179,18 @@ def psis(log_weights: Tensor) -> Psis:
     """
     values = check_log_weights(log_weights)
     smoothed, khat = psislw(values.numpy())
-    size = len(values)
-    threshold = min(1 - 1 / math.log10(size), 0.7) if size > 10 else 0.0
     log_smoothed = torch.from_numpy(smoothed)
-    return Psis(khat, threshold, log_smoothed, _missing_mass(log_smoothed, khat))
+    return Psis(khat, khat_threshold(len(values)), log_smoothed, _missing_mass(log_smoothed, khat))
+
+
+def khat_threshold(size: int) -> float:
+    r"""Tail shape up to which so many weights can be relied on, :math:`\min(1 - 1/\log_{10} S, 0.7)`; 0 for ten and fewer.
+
+    Example:
+        >>> khat_threshold(100), khat_threshold(10_000)
+        (0.5, 0.7)
+    """
+    return min(1 - 1 / math.log10(size), 0.7) if size > 10 else 0.0
 
 
 def _missing_mass(log_smoothed: Tensor, khat: float) -> float:

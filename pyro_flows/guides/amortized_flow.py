@@ -21,10 +21,10 @@ from pyro_flows.model.simulate import Simulations, SimulationTarget, draw, read_
 from pyro_flows.model.simulator import generators_kept
 from pyro_flows.model.sites import is_circular
 from pyro_flows.model.structure import LatentSite, ModelStructure
-from pyro_flows.nn.recorded import Recorded
-from pyro_flows.transforms import Compose, RegressionFlow, TruncatedRegression
+from pyro_flows.transforms import RegressionFlow, TruncatedRegression
 from pyro_flows.transforms.lower_cholesky_affine import LowerCholeskyAffine
 
+from .amortized_member import AmortizedMember
 from .flat_guide import FlatGuide
 from .typicality import Typicality
 
@@ -517,22 +517,6 @@ class AmortizedFlow(FlatGuide):
         state = super().__getstate__()
         state.update(target=None, _seen=None)
         return state
-
-
-class AmortizedMember(Recorded, nn.Module):
-    """One flow of an :class:`AmortizedFlow`, with its own encoder.
-
-    Args:
-        encoder: The encoder; None for none.
-        flow: From noise to standardised latents.
-        standard: From these to the flat latents.
-    """
-
-    def __init__(self, encoder: nn.Module | None, flow: RegressionFlow, standard: LowerCholeskyAffine) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.flow = flow
-        self.distribution = FlowDistribution(Compose([flow, standard]))
 
 
 def _positive_scale(rows: Tensor) -> Tensor:

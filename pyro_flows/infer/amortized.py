@@ -17,9 +17,9 @@ from pyro_flows.model.latents import FlatLatents
 from pyro_flows.model.simulate import Simulations, SimulationTarget, draw
 
 from .amortized_verdict import weighted_draws
+from .arguments import check_count, check_seed
 from .flow_matching import flow_matching_loss
 from .maximum_likelihood import check_likelihood_options, maximise_likelihood
-from .result import check_count, check_seed
 
 
 @dataclass

@@ -11,7 +11,7 @@ from pyro_flows.guides.flow_guide import check_exact_density
 from pyro_flows.model import LogJoint
 from pyro_flows.model.simulator import SimulatorModel
 
-from .result import check_count, check_seed
+from .arguments import check_count, check_seed
 
 
 def weighted_draws(

@@ -17,6 +17,7 @@ from pyro_flows.flows.registry import FlowFactory
 from pyro_flows.guides import AutoFlow, AutoPlateFlow
 from pyro_flows.model import LogJoint, initial_point, read_model
 
+from .arguments import check_seed
 from .choice import choose_guide
 from .descent import Callback, Schedule, Training
 from .grid_training import train_on_grids
@@ -24,7 +25,7 @@ from .ladder import climb_ladder
 from .modes import describe_modes, missed_by
 from .path_gradient import OBJECTIVES
 from .plate_fit import fit_plates
-from .result import Fit, check_seed
+from .result import Fit
 from .start import choose_coordinates
 from .training import train
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_flows.diagnostics import Loo, Pit, Sensitivity, loo, pit, psis, to_inference_data, usable_log_weights
 from pyro_flows.diagnostics.arviz import power_scaling_sensitivity
 from pyro_flows.diagnostics.sensitivity import by_number
+from pyro_flows.diagnostics.verdict import MISSING_MASS
 from pyro_flows.model import predictive
 from pyro_flows.model.dependence import prior_parents
 from pyro_flows.model.observations import Observation, Reading, read_observations
@@ -20,37 +21,75 @@ if TYPE_CHECKING:
     from .result import Fit
 
 
-def leave_one_out_of(fit: Fit, num_samples: int, seed: int | None) -> Loo:
-    """Every element of every observed site left out, see :meth:`~pyro_flows.infer.Fit.loo`.
+class CheckedDraws(NamedTuple):
+    """Draws of a guide with what observations say of them.
+
+    Args:
+        latents: The draws, unconstrained, ``(S, D)``.
+        log_weights: Their log importance weights, ``(S,)``.
+        likelihood: Pointwise log-likelihood ``(S, batch shape)`` by observed site.
+        observed: The observed sites.
+
+    Example:
+        See :func:`checked_draws`.
+    """
+
+    latents: Tensor
+    log_weights: Tensor
+    likelihood: Mapping[str, Tensor]
+    observed: Mapping[str, Observation]
+
+
+def checked_draws(fit: Fit, num_samples: int, seed: int | None) -> CheckedDraws:
+    """Draws for leave-one-out and predictive shares, which may share them.
 
     Raises:
-        ValueError: If the model has no data, or its plates draw minibatches.
+        ValueError: If the model has no data, its plates draw minibatches, or an observation counts for other than itself.
+
+    Example:
+        >>> def model(y):
+        ...     x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+        >>> fit = pf.fit(model, torch.tensor(1.0), guide="affine", max_steps=5, seed=0, progress=False)
+        >>> checked_draws(fit, 100, 0).likelihood["y"].shape
+        torch.Size([100])
+    """
+    latents, log_weights = _weighted(fit, num_samples, seed)
+    found = _read(fit).observed
+    scaled = [name for name, one in found.items() if one.is_scaled]
+    if scaled:
+        raise ValueError(
+            f"observed sites {scaled} are scaled (poutine.scale, subsampling), so that an observation counts for more or less than "
+            f"itself and cannot be left out; fit without the scale"
+        )
+    return CheckedDraws(latents, log_weights, _log_likelihood(fit, latents), found)
+
+
+def leave_one_out_of(fit: Fit, draws: CheckedDraws) -> Loo:
+    """Every element of every observed site left out, see :meth:`~pyro_flows.infer.Fit.loo`.
 
     Example:
         See :meth:`~pyro_flows.infer.Fit.loo`.
     """
-    latents, log_weights = _weighted(fit, num_samples, seed)
-    found, seen = _log_likelihood(fit, latents), _unscaled(fit)
-    columns = [value.reshape(num_samples, -1)[:, seen[name].counted.reshape(-1)] for name, value in found.items()]
-    return loo(torch.cat(columns, 1), log_weights)
+    columns = [value.flatten(1) if value.dim() > 1 else value[:, None] for value in draws.likelihood.values()]
+    kept = [draws.observed[name].counted.reshape(-1) for name in draws.likelihood]
+    return loo(torch.cat([value[:, these] for value, these in zip(columns, kept, strict=True)], 1), draws.log_weights)
 
 
-def predictive_shares(fit: Fit, num_samples: int, leave_out: bool, site: str | None, seed: int | None) -> Pit:
+def predictive_shares(fit: Fit, draws: CheckedDraws, leave_out: bool, site: str | None, seed: int | None) -> Pit:
     """Probability integral transform of the observations, see :meth:`~pyro_flows.infer.Fit.pit`.
 
     Raises:
-        ValueError: If the model has no such site, or its plates draw minibatches.
+        ValueError: If the model has no such site.
 
     Example:
         See :meth:`~pyro_flows.infer.Fit.pit`.
     """
-    latents, log_weights = _weighted(fit, num_samples, seed)
-    likelihood = _log_likelihood(fit, latents)
+    likelihood, seen, num_samples = draws.likelihood, draws.observed, len(draws.latents)
     if site is not None and site not in likelihood:
         raise ValueError(f"site must be an observed site of the model, one of {list(likelihood)}, got {site!r}")
     with torch.no_grad():
-        values = fit.log_joint.latents.constrain(latents)[0]
-    seen = _unscaled(fit)
+        values = fit.log_joint.latents.constrain(draws.latents)[0]
     # Each element given the observed values of all others, on which its own distribution may hang.
     drawn = predictive(fit._model, values, fit._args, fit._kwargs, beside=True, seed=seed)
     columns: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -58,13 +97,13 @@ def predictive_shares(fit: Fit, num_samples: int, leave_out: bool, site: str | N
     for name in names:
         one = seen[name]
         batch = one.counted.shape
-        draws = drawn[name].expand(num_samples, *one.value.shape).reshape(num_samples, *batch, -1)
+        predicted = drawn[name].expand(num_samples, *one.value.shape).reshape(num_samples, *batch, -1)
         observed = one.value.reshape(*batch, -1)
-        left_out = likelihood[name].reshape(num_samples, *batch, 1).expand(draws.shape)
+        left_out = likelihood[name].reshape(num_samples, *batch, 1).expand(predicted.shape)
         kept = one.counted[..., None] & ~torch.isnan(observed.double())
-        columns.append((draws[:, kept].double(), left_out[:, kept].double(), observed[kept].double()))
-    draws, left_out, observed = (torch.cat(parts, -1) for parts in zip(*columns, strict=True))
-    found = pit(draws, observed, log_weights=log_weights, log_likelihood=left_out if leave_out else None, seed=seed or 0)
+        columns.append((predicted[:, kept].double(), left_out[:, kept].double(), observed[kept].double()))
+    predicted, left_out, observed = (torch.cat(parts, -1) for parts in zip(*columns, strict=True))
+    found = pit(predicted, observed, log_weights=draws.log_weights, log_likelihood=left_out if leave_out else None, seed=seed or 0)
     # Components of one vector hang together, and of those that do no test of uniformity holds.
     return replace(found, independent=all(seen[name].event_dim == 0 or seen[name].value.shape[-1] == 1 for name in names))
 
@@ -78,10 +117,10 @@ def power_scaled(fit: Fit, num_samples: int, seed: int | None) -> Sensitivity:
     Example:
         See :meth:`~pyro_flows.infer.Fit.prior_sensitivity`.
     """
-    latents, log_weights = _weighted(fit, 10 * num_samples, seed)
     clashes = {"chain", "draw"} & {*fit.log_joint.structure.initial, *fit.log_joint.structure.deterministic}
     if clashes:
         raise ValueError(f"sites {sorted(clashes)} have names of arviz's own dimensions; rename them")
+    latents, log_weights = _weighted(fit, 10 * num_samples, seed)
     smoothed = psis(log_weights)
     latents = latents[fit._indices(log_weights, num_samples, seed)]
     seen = _read(fit).observed
@@ -92,7 +131,7 @@ def power_scaled(fit: Fit, num_samples: int, seed: int | None) -> Sensitivity:
     shown = {name: value for name, value in every.items() if name not in fit.log_joint.structure.imputed}
     parents = prior_parents(fit._model, fit._args, fit._kwargs, fit.log_joint.structure.initial)
     top = {name: value.reshape(num_samples, -1).double().sum(1) for name, value in priors.items() if not parents[name]}
-    nothing = torch.zeros(num_samples, dtype=torch.float64)
+    nothing = torch.zeros(num_samples, dtype=torch.float64, device="cpu")
     data: Any = to_inference_data(
         shown,
         log_p=nothing,
@@ -102,7 +141,7 @@ def power_scaled(fit: Fit, num_samples: int, seed: int | None) -> Sensitivity:
         log_prior={"all": torch.stack(list(top.values())).sum(0)},
     )
     prior, data_says = (by_number(power_scaling_sensitivity(data, part)) for part in ("prior", "likelihood"))
-    reliable = smoothed.khat < smoothed.threshold or smoothed.missing_mass < 0.01
+    reliable = smoothed.khat < smoothed.threshold or smoothed.missing_mass < MISSING_MASS
     return Sensitivity(prior, data_says, reliable)
 
 
@@ -116,18 +155,6 @@ def _weighted(fit: Fit, num_samples: int, seed: int | None) -> tuple[Tensor, Ten
 
 def _read(fit: Fit) -> Reading:
     return read_observations(fit._model, fit._args, fit._kwargs, fit.log_joint.structure.initial)
-
-
-def _unscaled(fit: Fit) -> Mapping[str, Observation]:
-    """The observations, each of which counts once."""
-    found = _read(fit).observed
-    scaled = [name for name, one in found.items() if one.is_scaled]
-    if scaled:
-        raise ValueError(
-            f"observed sites {scaled} are scaled (poutine.scale, subsampling), so that an observation counts for more or less than "
-            f"itself and cannot be left out; fit without the scale"
-        )
-    return found
 
 
 @torch.no_grad()

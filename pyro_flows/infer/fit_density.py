@@ -22,11 +22,11 @@ from pyro_flows.transforms import CNF, Compose, ContextMap, FlowTransform, Lower
 from pyro_flows.transforms.actnorm import initialize_actnorms
 from pyro_flows.transforms.supports import is_real
 
+from .arguments import check_count, check_seed
 from .flow_matching import Path, flow_matching_loss
 from .free_form import free_form_loss
 from .maximum_likelihood import LikelihoodRun, check_likelihood_options, maximise_likelihood
 from .mixture_likelihood import expectation_maximisation, separate_members
-from .result import check_count, check_seed
 
 #: Rows that are scored at once.
 _PART = 2048

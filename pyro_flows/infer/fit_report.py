@@ -16,13 +16,15 @@ from torch import Tensor
 
 from pyro_flows.diagnostics import Diagnosis, Psis, plot_losses, plot_pairs, plot_weights, psis, usable_log_weights
 from pyro_flows.diagnostics.arviz import load as load_arviz
+from pyro_flows.diagnostics.numbers import numbered
 from pyro_flows.diagnostics.posterior_plots import plot_marginals, plot_predictive
 from pyro_flows.diagnostics.report import Picture, Report, Section, Table
 from pyro_flows.guides import AutoPlateFlow
 from pyro_flows.model import predictive
 from pyro_flows.model.observations import read_observations
 
-from .evaluate_nll import evaluate_nll as weigh_elements
+from .evaluate_nll import evaluate_nll
+from .fit_checks import checked_draws, leave_one_out_of, predictive_shares
 
 if TYPE_CHECKING:
     from .result import Fit
@@ -53,8 +55,8 @@ def report_of(fit: Fit, num_samples: int | None, title: str | None, seed: int | 
         )
     width = max(structure.dim, sum(value.numel() for value in structure.observed.values()), 1)
     count = max(200, min(10_000, _ENTRIES // width)) if num_samples is None else num_samples
-    diagnosis = fit.diagnose(count, seed)
     latents, log_p, log_q = fit._weighted(count, seed)
+    diagnosis = fit._judge(latents, log_p, log_q)
     log_weights = usable_log_weights(log_p, log_q, latents)[0]
     smoothed = psis(log_weights) if bool(torch.isfinite(log_weights).any()) else None
     numbers = _Numbers(fit, latents, smoothed)
@@ -126,13 +128,13 @@ class _Numbers:
 
     def __init__(self, fit: Fit, latents: Tensor, smoothed: Psis | None) -> None:
         values = fit._values(latents)
-        columns, self.names = [], []
+        columns: list[Tensor] = []
+        self.names: list[str] = []
         for site, value in values.items():
             flat = value.detach().reshape(len(latents), -1).double().cpu()
-            for place, index in enumerate(torch.ones(value.shape[1:], device="cpu").nonzero().tolist()):
-                self.names.append(f"{site}[{', '.join(map(str, index))}]" if index else site)
-                columns.append(flat[:, place])
-        self.draws = torch.stack(columns, 1)
+            self.names += numbered(site, value.shape[1:])
+            columns.append(flat)
+        self.draws = torch.cat(columns, 1)
         self.weights = None if smoothed is None else smoothed.log_weights.exp()
 
     def section(self, diagnosis: Diagnosis) -> Section:
@@ -140,7 +142,7 @@ class _Numbers:
         draws = self.draws[usable]
         if len(draws) < 2:
             return Section("Posterior", ["No draw of the guide is finite."])
-        raw = torch.full((len(draws),), 1 / len(draws), dtype=torch.float64)
+        raw = draws.new_full((len(draws),), 1 / len(draws))
         weights = raw if self.weights is None else self.weights[usable] / self.weights[usable].sum()
         # Weights of a poor fit rest on a few draws, and their spread means nothing.
         shown = weights if diagnosis.verdict == "reweight" else raw
@@ -209,14 +211,15 @@ def _predictions(fit: Fit, count: int, seed: int | None) -> Section | None:
             words = f"Observations of {name!r} among predictive draws of the guide."
             picture = _or_words(parts, f"Picture of {name!r}", partial(plot_predictive, flat[:, ::every], y[::every], name=name))
             parts += [] if picture is None else [Picture(picture, words)]
-    checked = _or_words(parts, "Leave-one-out predictions", lambda: fit.pit(count, seed=seed))
-    if checked is not None:
+    draws = _or_words(parts, "Leave-one-out predictions and cross-validation", partial(checked_draws, fit, count, seed))
+    if draws is not None:
+        checked = predictive_shares(fit, draws, True, None, seed)
         parts.append(f"Each observation predicted from the others: {checked.sentence}")
         if not math.isnan(checked.p_value) and checked.num_unreliable <= 0.1 * len(checked.values):
             words = "Share of the predictive distribution below each observation, less what is expected: inside the band if right."
             parts.append(Picture(checked.plot(), words))
-    left_out = _or_words(parts, "Cross-validation", lambda: fit.loo(count, seed=seed))
-    parts += [] if left_out is None else str(left_out).splitlines()
+        left_out = _or_words(parts, "Cross-validation", partial(leave_one_out_of, fit, draws))
+        parts += [] if left_out is None else str(left_out).splitlines()
     return Section("Data and predictions", parts)
 
 
@@ -234,7 +237,7 @@ def _elements(fit: Fit, seed: int | None) -> Section | None:
         found = _or_words(
             parts,
             "Element by element",
-            lambda: weigh_elements(fit._model, fit.guide, *fit._args, plate=plate, num_samples=200, kwargs=fit._kwargs),
+            lambda: evaluate_nll(fit._model, fit.guide, *fit._args, plate=plate, num_samples=200, kwargs=fit._kwargs),
         )
     if found is not None:
         share = found.ess_fraction

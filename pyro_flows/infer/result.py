@@ -31,39 +31,13 @@ from pyro_flows.guides.flow_guide import check_exact_density
 from pyro_flows.guides.plate_joint import PlateJoint
 from pyro_flows.model import LogJoint, predictive, read_model
 
-from .fit_checks import leave_one_out_of, power_scaled, predictive_shares
+from .arguments import check_count, check_seed
+from .fit_checks import checked_draws, leave_one_out_of, power_scaled, predictive_shares
 from .fit_report import report_of
 from .neural_transport import neural_transport
 
 if TYPE_CHECKING:
     from .descent import Training
-
-
-def check_seed(seed: Any) -> None:
-    """Refuse what cannot seed torch's generators.
-
-    Raises:
-        ValueError: If it is neither None nor an integer of 64 bits.
-
-    Example:
-        >>> check_seed(0)
-    """
-    if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool) or not -(2**63) <= seed < 2**63):
-        raise ValueError(f"seed must be an integer of at most 64 bits or None, got {seed!r}")
-
-
-def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Refuse a number of draws that is not a positive integer.
-
-    Raises:
-        ValueError: If it is not; the message names the argument.
-
-    Example:
-        >>> check_count("num_samples", 5)
-    """
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-        raise ValueError(f"{name} must be an integer of at least {least}, got {got}")
 
 
 class Fit:
@@ -201,7 +175,10 @@ class Fit:
             ValueError: If ``posterior`` lacks a site, has one of another shape, or values outside its support.
         """
         check_count("num_samples", num_samples, 2)
-        latents, log_p, log_q = self._weighted(num_samples, seed)
+        return self._judge(*self._weighted(num_samples, seed), posterior)
+
+    def _judge(self, latents: Tensor, log_p: Tensor, log_q: Tensor, posterior: Mapping[str, Tensor] | None = None) -> Diagnosis:
+        """The diagnosis from draws and their log-densities."""
         diagnosis = diagnose(
             log_p,
             log_q,
@@ -453,7 +430,7 @@ class Fit:
             torch.Size([3])
         """
         check_count("num_samples", num_samples, 100)
-        return leave_one_out_of(self, num_samples, seed)
+        return leave_one_out_of(self, checked_draws(self, num_samples, seed))
 
     def pit(self, num_samples: int = 4000, *, leave_one_out: bool = True, site: str | None = None, seed: int | None = 0) -> Pit:
         """Share of the predictive distribution below each observation, uniform if predictions are right; see
@@ -478,7 +455,7 @@ class Fit:
             Predictions are too narrow
         """
         check_count("num_samples", num_samples, 100)
-        return predictive_shares(self, num_samples, leave_one_out, site, seed)
+        return predictive_shares(self, checked_draws(self, num_samples, seed), leave_one_out, site, seed)
 
     def prior_sensitivity(self, num_samples: int = 4000, *, seed: int | None = 0) -> Sensitivity:
         """Whether conclusions hang on the prior: how the posterior changes as prior or likelihood get a little stronger.

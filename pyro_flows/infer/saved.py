@@ -14,7 +14,7 @@ from pyro_flows.diagnostics import to_netcdf
 from pyro_flows.distributions.module_distribution import ModuleDistribution
 from pyro_flows.guides import AmortizedFlow, AutoFlow, AutoPlateFlow
 from pyro_flows.io.codec import Decoder, Encoder
-from pyro_flows.io.fingerprint import check_fingerprint, fingerprint
+from pyro_flows.io.fingerprint import check_fingerprint, check_sites, fingerprint, sites_of
 from pyro_flows.io.folder import DRAWS, read_folder, write_folder
 from pyro_flows.io.guides import describe_guide, restore_guide
 from pyro_flows.io.modules import describe, restore
@@ -76,7 +76,7 @@ def save(saved: Any, path: str | Path, *, draws: int = 0, overwrite: bool = Fals
         )
     if isinstance(saved, AutoFlow | AutoPlateFlow | AmortizedFlow):
         data, tensors = describe_guide(saved)
-        return write_folder(path, {"kind": "guide", **data, "sites": _sites(saved)}, tensors, overwrite=overwrite)
+        return write_folder(path, {"kind": "guide", **data, "sites": sites_of(saved)}, tensors, overwrite=overwrite)
     if isinstance(saved, Fit):
         return _save_fit(saved, path, draws, overwrite)
     raise ValueError(f"saved must be a flow, a distribution, a guide or a fit, got {type(saved).__name__}")
@@ -160,7 +160,7 @@ def _loaded(
         raise ValueError(f"model must be the Pyro model that was fitted, with its arguments behind it, got {type(model).__name__}")
     if kind == "guide":
         found = restore_guide(config, tensors, model, args, kwargs, guide)
-        _check_sites(config["sites"], found)
+        check_sites(config["sites"], found)
         return found
     return _load_fit(config, tensors, model, args, kwargs, guide)
 
@@ -176,11 +176,10 @@ def _save_fit(fit: Fit, path: str | Path, draws: int, overwrite: bool) -> Path:
         "kind": "fit",
         **data,
         "model": fingerprint(structure),
-        "sites": _sites(fit.guide),
         "stop_reason": fit.stop_reason,
         "record": Encoder().encode(fit.record),
     }
-    losses = {"losses": torch.tensor(fit.losses, dtype=torch.float64)}
+    losses = {"losses": torch.tensor(fit.losses, dtype=torch.float64, device="cpu")}
     extra = None if not draws else (lambda folder: to_netcdf(fit.to_arviz(draws), folder / DRAWS))
     return write_folder(path, config, {**tensors, **values, **losses}, overwrite=overwrite, extra=extra)
 
@@ -189,7 +188,6 @@ def _load_fit(config: dict[str, Any], tensors: dict[str, Tensor], model: Any, ar
     structure = read_model(model, args, kwargs, allow_local=True)
     check_fingerprint(config["model"], structure)
     found = restore_guide(config, tensors, model, args, kwargs, guide)
-    _check_sites(config["sites"], found)
     store = pyro.get_param_store()
     for name, parameter in structure.parameters().items():
         value = tensors.get(f"model.{name}")
@@ -201,23 +199,3 @@ def _load_fit(config: dict[str, Any], tensors: dict[str, Tensor], model: Any, ar
     record = Decoder({}).decode(config["record"])
     log_joint = None if isinstance(found, AutoPlateFlow) else LogJoint(model, args, kwargs, structure.with_charts(found.charts))
     return Fit(found, log_joint, training, record, model, args, kwargs)
-
-
-# What a guide was made for
-
-
-def _sites(guide: Any) -> list[dict[str, Any]]:
-    return [
-        {"name": name, "shape": list(guide._unconstrained_shapes[name]), "support": str(site["fn"].support)}
-        for name, site in guide.prototype_trace.iter_stochastic_nodes()
-    ]
-
-
-def _check_sites(saved: list[dict[str, Any]], guide: Any) -> None:
-    now = _sites(guide)
-    if saved == now:
-        return
-    for before, after in zip(saved, now, strict=False):
-        if before != after:
-            raise ValueError(f"model is not the one that was saved: its latent site {before} is {after} now")
-    raise ValueError(f"model is not the one that was saved: it had {len(saved)} latent sites and has {len(now)}")

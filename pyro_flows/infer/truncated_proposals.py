@@ -15,7 +15,7 @@ from pyro_flows.model.simulate import SimulationTarget, draw
 from pyro_flows.model.simulator import SimulatorModel
 
 from .amortized import AmortizedFit, fit_amortized
-from .result import check_count, check_seed
+from .arguments import check_count, check_seed
 
 _THRESHOLD_DRAWS = 10_000
 _BATCH = 20_000

@@ -48,8 +48,8 @@ def _asked_for(func: Any, args: Sequence[Any]) -> int:
     sizes: Any = ()
     if name in _SIZED:
         sizes = args[1] if name.startswith("new_") else args[0]
-    elif name in ("expand", "repeat", "tile"):
-        sizes = () if name == "expand" else args[1]
+    elif name == "repeat":
+        sizes = args[1]
     elif name in _COUNTED and args:
         numbers = [abs(value) for value in args if isinstance(value, int | float) and not isinstance(value, bool)]
         count = max(numbers, default=0)

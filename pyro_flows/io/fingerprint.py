@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Size
 
+from pyro_flows.guides.flow_guide import FlowGuide
 from pyro_flows.model.structure import ModelStructure
 
 
@@ -32,13 +33,12 @@ def fingerprint(structure: ModelStructure) -> dict[str, Any]:
     }
 
 
-def check_fingerprint(saved: Any, structure: ModelStructure, *, free: frozenset[str] = frozenset()) -> None:
+def check_fingerprint(saved: Any, structure: ModelStructure) -> None:
     """Refuse a model of another structure than the one that was saved.
 
     Args:
         saved: What :func:`fingerprint` gave then.
         structure: The model now.
-        free: Names of plates whose sizes may differ.
 
     Raises:
         ValueError: If it is another; the message says what differs.
@@ -60,10 +60,6 @@ def check_fingerprint(saved: Any, structure: ModelStructure, *, free: frozenset[
         said += [f"{kind} site {name!r} is new" for name in after if name not in before]
         for name in before.keys() & after.keys():
             for key in before[name]:
-                if kind == "observed" and key == "shape" and free:
-                    continue
-                if key == "shape" and free.intersection(before[name].get("plates", [])):
-                    continue
                 if before[name][key] != after[name].get(key):
                     said.append(
                         f"{key} of {kind} site {name!r} was {_words(before[name][key])} and is {_words(after[name].get(key))}"
@@ -75,6 +71,41 @@ def check_fingerprint(saved: Any, structure: ModelStructure, *, free: frozenset[
             said.append(f"{kind} was {saved[kind]} and is {now[kind]}")
     if said:
         raise ValueError(f"model is not the one that was saved: {'; '.join(said[:6])}")
+
+
+def sites_of(guide: FlowGuide) -> list[dict[str, Any]]:
+    """The latent sites of a guide as plain data, for where its model is not at hand.
+
+    Example:
+        >>> def model():
+        ...     pyro.sample("x", dist.Normal(0.0, 1.0))
+        >>> sites_of(pf.AutoFlow(model).setup())
+        [{'name': 'x', 'shape': [], 'support': 'Real()'}]
+    """
+    return [
+        {"name": name, "shape": list(guide._unconstrained_shapes[name]), "support": str(site["fn"].support)}
+        for name, site in guide.prototype_trace.iter_stochastic_nodes()
+    ]
+
+
+def check_sites(saved: Any, guide: FlowGuide) -> None:
+    """Refuse a guide of other latent sites than the one that was saved.
+
+    Raises:
+        ValueError: If they are others; the message says which.
+
+    Example:
+        >>> def model():
+        ...     pyro.sample("x", dist.Normal(0.0, 1.0))
+        >>> guide = pf.AutoFlow(model).setup()
+        >>> check_sites(sites_of(guide), guide)
+    """
+    now = sites_of(guide)
+    for before, after in zip(saved, now, strict=False):
+        if before != after:
+            raise ValueError(f"model is not the one that was saved: its latent site {before} is {after} now")
+    if len(saved) != len(now):
+        raise ValueError(f"model is not the one that was saved: it had {len(saved)} latent sites and has {len(now)}")
 
 
 def _words(value: Any) -> str:

@@ -52,7 +52,7 @@ def describe_guide(guide: Guide) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise ValueError(f"guide must be an AutoFlow, AutoPlateFlow or AmortizedFlow, got {type(guide).__name__}")
     if guide.prototype_trace is None:
         raise ValueError("the guide is not set up, so there is nothing to save; call guide.setup(*args, **kwargs) or train it")
-    found: dict[str, Any] = {"guide": type(guide).__name__, "latent_dim": getattr(guide, "latent_dim", None)}
+    found: dict[str, Any] = {"guide": type(guide).__name__}
     if isinstance(guide, AutoFlow):
         found["distribution"], tensors = describe(guide.distribution, "guide")
         found["charts"], charts = describe_state(guide._chart_modules, "charts")

@@ -98,11 +98,11 @@ def read_observations(
             continue
         shape = site["fn"].batch_shape
         mask = True if site["mask"] is None else site["mask"]
-        counted = torch.as_tensor(mask, dtype=torch.bool).cpu().expand(shape)
-        scale = torch.as_tensor(site["scale"]).detach().cpu().double().expand(shape)
+        counted = torch.as_tensor(mask, dtype=torch.bool, device="cpu").expand(shape)
+        scale = torch.as_tensor(site["scale"], dtype=torch.float64, device="cpu").detach().expand(shape)
         if site["is_observed"]:
-            value = site["value"]
-            value = value.expand(shape + site["fn"].event_shape) if isinstance(value, Tensor) else torch.as_tensor(value)
+            value = site["value"] if isinstance(site["value"], Tensor) else torch.as_tensor(site["value"], device="cpu")
+            value = value.expand(shape + site["fn"].event_shape)
             observed[name] = Observation(value.detach().cpu(), counted, scale, site["fn"].event_dim)
         elif not bool(counted.all()) or bool((scale != 1).any()):
             weighted.append(name)

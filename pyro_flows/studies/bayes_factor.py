@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -158,8 +159,10 @@ def savage_dickey(
 
     everything = len(values) == len(structure.sites)
     at_point = partial(_at_point, fit, values) if everything else None
-    parents = prior_parents(fit._model, fit._args, fit._kwargs, structure.initial)
-    own = not structure.enumerated and all(set(parents[name]) <= set(values) for name in values)
+    with warnings.catch_warnings(record=True) as unread:  # where parents are not known, none is not taken for an answer
+        warnings.simplefilter("always")
+        parents = prior_parents(fit._model, fit._args, fit._kwargs, structure.initial)
+    own = not (unread or structure.enumerated) and all(set(parents[name]) <= set(values) for name in values)
     prior_at_point: Callable[[], float] | None = None
     if own:  # the prior of the values hangs on no other latent
         prior_at_point = partial(_log_prob_of, fit, values)

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from pyro_flows.diagnostics.bands import plot_bands
-from pyro_flows.diagnostics.uniformity import Uniformity, uniformity_test
+from pyro_flows.diagnostics.numbers import numbered
+from pyro_flows.diagnostics.uniformity import LEVEL, Uniformity, departure, uniformity_test
 
 #: Names of the statistics of all latents together.
 JOINT = ("coverage", "tarp", "tarp, near")
-_LEVEL = 0.05
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Calibration:
     @property
     def calibrated(self) -> bool:
         """Whether nothing speaks against it at a level of 5 %."""
-        return self.p_value >= _LEVEL
+        return self.p_value >= LEVEL
 
     def coverage(self, level: float = 0.9, name: str | None = None) -> tuple[float, float]:
         """Share of true values in central intervals of a probability, and its standard error.
@@ -137,19 +137,12 @@ class Calibration:
                 f"Nothing in {count} speaks against calibration (p = {self.p_value:.2f}); regions of 90 % held the truth in "
                 f"{share:.1%} ± {error:.1%} of them."
             )
-        shift, shift_error = self.bias(worst)
-        spread, spread_error = self.spread(worst)
-        found = []
         if worst == "coverage":
-            found.append("overconfident" if shift < 0 else "too wide")
+            what = "overconfident" if self.bias(worst)[0] < 0 else "too wide"
         elif worst in JOINT:
-            found.append("not those of the model")
+            what = "not those of the model"
         else:
-            if abs(shift) > 3 * shift_error:
-                found.append("too low" if shift > 0 else "too high")
-            if abs(spread - 1) > 3 * spread_error:
-                found.append("too narrow" if spread > 1 else "too wide")
-        what = " and ".join(found) or "of another shape"
+            what = departure(self._at(worst))
         of = "of all latents" if worst in JOINT else f"of {worst!r}"
         return f"Not calibrated (p = {self.p_value:.2g}, {count}): posteriors {of} are {what}."
 
@@ -273,15 +266,3 @@ def _rank(draws: Tensor, truth: Tensor, generator: torch.Generator) -> Tensor:
     below = (draws < truth[:, None]).sum(1)
     ties = (draws == truth[:, None]).sum(1)
     return below + (torch.rand(ties.shape, generator=generator, device="cpu").to(ties.device) * (ties + 1)).long().clamp(max=ties)
-
-
-def numbered(name: str, shape: torch.Size) -> list[str]:
-    """Names of the numbers of a site.
-
-    Example:
-        >>> numbered("theta", torch.Size([2])), numbered("mu", torch.Size([]))
-        (['theta[0]', 'theta[1]'], ['mu'])
-    """
-    if not shape:
-        return [name]
-    return [f"{name}[{', '.join(str(int(i)) for i in index)}]" for index in torch.ones(shape, device="cpu").nonzero()]

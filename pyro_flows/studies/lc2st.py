@@ -12,12 +12,12 @@ from joblib import Parallel, delayed
 from torch import Tensor
 from tqdm import tqdm
 
+from pyro_flows.diagnostics.uniformity import LEVEL
 from pyro_flows.guides import AmortizedFlow
 from pyro_flows.model import Simulations
 
 from .streams import derived_seed
 
-_LEVEL = 0.05
 #: Fewest simulations that a classifier can learn from.
 _LEAST = 200
 
@@ -52,7 +52,7 @@ class LocalTest:
     def sentence(self) -> str:
         """What was found, in words."""
         p_values = self.p_value
-        bad = int((p_values <= _LEVEL).sum())
+        bad = int((p_values <= LEVEL).sum())
         lost = int(self.outside.sum())
         seen = f"{self.num_simulations} simulations, p = {float(p_values.min()):.2g}"
         if lost == len(p_values):

@@ -223,7 +223,7 @@ def _collected(results: Mapping[int, Any], simulations: Simulations, num_draws: 
         words = "; ".join(f"{count} x {what}" for what, count in failures.most_common(3))
         raise ArithmeticError(f"{lost} of {len(results)} data sets had no posterior: {words}")
     draws = {
-        name: torch.tensor([results[number][name] for number in good], dtype=torch.float64).reshape(
+        name: torch.tensor([results[number][name] for number in good], dtype=torch.float64, device=value.device).reshape(
             len(good), num_draws, *value.shape[1:]
         )
         for name, value in simulations.latents.items()

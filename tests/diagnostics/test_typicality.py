@@ -98,3 +98,12 @@ def test_ties_are_no_evidence():
     assert constant.p_value == 1.0
     with pytest.raises(ValueError, match="got NoneType"):
         typicality_test(None, NORMAL.sample((10,)), NORMAL.sample((100,)))
+
+
+def test_nothing_is_made_on_a_default_device():
+    torch.manual_seed(0)
+    batch, reference = NORMAL.sample((10,)), NORMAL.sample((100,))
+    expected = typicality_test(NORMAL.log_prob, batch, reference), anomaly_scores(NORMAL.log_prob, batch, reference).p_value
+    with torch.device("meta"):
+        found = typicality_test(NORMAL.log_prob, batch, reference), anomaly_scores(NORMAL.log_prob, batch, reference).p_value
+    assert found[0] == expected[0] and torch.equal(found[1], expected[1])

@@ -146,3 +146,19 @@ def test_passes_that_are_not_followed_by_gradients_are_forgotten():
     for _ in range(5):
         after = tensors()
     assert after <= before
+
+
+def test_nothing_is_made_on_a_default_device():
+    """A tensor made without a device would be one of meta, and its values lost."""
+
+    def model(y, mask, zero, one):  # a model's own numbers would be there as well
+        mean = pyro.sample("mean", dist.Normal(zero, 10 * one))
+        with pyro.plate("rows", len(y), device="cpu"), poutine.mask(mask=mask):
+            pyro.sample("y", dist.Normal(mean, one), obs=y)
+
+    torch.manual_seed(0)
+    fit = pf.fit(model, torch.randn(20), torch.arange(20) >= 5, torch.zeros(()), torch.ones(()), **QUICK)
+    expected = fit.loo(500).elpd, fit.pit(500).values, fit.prior_sensitivity(500).prior, str(fit.report(num_samples=500))
+    with torch.device("meta"):
+        found = fit.loo(500).elpd, fit.pit(500).values, fit.prior_sensitivity(500).prior, str(fit.report(num_samples=500))
+    assert found[0] == expected[0] and torch.equal(found[1], expected[1]) and found[2:] == expected[2:]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+import warnings
 
 import pyro
 import pyro.distributions as dist
@@ -188,3 +190,24 @@ def test_what_makes_no_bayes_factor_is_refused():
     )
     evidence = 2 * dist.Normal(0.0, 2**0.5).log_prob(y).exp() * dist.Normal(0.0, 1.0).cdf(torch.tensor(0.5**0.5))
     assert abs(at_edge.log_value - float(dist.Normal(0.0, 1.0).log_prob(y) - evidence.log())) < 0.03
+
+
+def test_a_prior_whose_parents_cannot_be_read_is_not_taken_for_unconditional(monkeypatch):
+    def model(y):
+        tau = pyro.sample("tau", dist.HalfNormal(1.0))
+        theta = pyro.sample("theta", dist.Normal(0.0, tau))
+        pyro.sample("y", dist.Normal(theta, 1.0), obs=y)
+
+    fit = pf.fit(model, torch.tensor(1.0), guide="affine", max_steps=100, seed=0, progress=False)
+    point = {"tau": 0.5, "theta": 0.2}
+    expected = savage_dickey(fit, point, progress=False)
+
+    def unreadable(*_):
+        warnings.warn("which latents depend on which could not be read from the model", stacklevel=2)
+        return {"tau": (), "theta": ()}
+
+    asked = []
+    module = importlib.import_module("pyro_flows.studies.bayes_factor")
+    monkeypatch.setattr(module, "prior_parents", unreadable)
+    monkeypatch.setattr(module, "_log_prob_of", lambda *_: asked.append(1) or 0.0)
+    assert savage_dickey(fit, point, progress=False).log_value == pytest.approx(expected.log_value, abs=1e-4) and not asked

@@ -202,3 +202,26 @@ def test_nothing_is_made_on_a_default_device():
     with torch.device("meta"):
         found = ranks_of({"x": truth}, {"x": draws}, data=data)
         assert found.p_values == expected.p_values
+
+
+def test_a_guide_does_not_draw_the_noise_of_the_prior():
+    """With the seed of the simulations the first draw of a guide would be made of what made the truth."""
+
+    def unseen(y=None):
+        pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(0.0, 1.0), obs=y)
+
+    guide = pf.AmortizedFlow(unseen, observed=["y"])
+    pf.fit_amortized(guide, num_simulations=400, max_epochs=1, seed=0, progress=False)
+    kept = {}
+    draw = guide.sample
+
+    def sample(observations, num_samples, *, seed):
+        kept["draws"] = draw(observations, num_samples, seed=seed)
+        return kept["draws"]
+
+    guide.sample = sample
+    sbc(unseen, posterior=guide, observed=["y"], num_simulations=300, num_draws=9, seed=3, progress=False)
+    truth = pf.simulate(unseen, num_simulations=300, observed=["y"], seed=3, progress=False).latents["x"]
+    together = torch.corrcoef(torch.stack([truth, kept["draws"]["x"][0]]))[0, 1]
+    assert abs(float(together)) < 0.25  # of independent draws 4.3 standard errors
