@@ -14,14 +14,15 @@ from torch import Tensor, nn
 import pyro_flows as pf
 from benchmarks.kept_rows import run_and_keep
 from pyro_flows import flows
+from pyro_flows.infer.fit_density import data_are_plenty
 
 BATCH = 256
 LogProb = Callable[[Tensor], Tensor]
 
 
-def ours(name: str, dim: int) -> tuple[nn.Module, LogProb]:
-    """A factory of ours, its direction that scores in one pass."""
-    flow = flows.get(name)(dim)
+def ours(name: str, dim: int, rows: int) -> tuple[nn.Module, LogProb]:
+    """A factory of ours as ``fit_density`` starts it, its direction that scores in one pass."""
+    flow = flows.build(name, dim, for_data=True, steep=data_are_plenty(rows, dim))
     flow = flow.inv if flow.cheap_direction == "forward" else flow
     distribution = pf.FlowDistribution(flow)
     return distribution, distribution.log_prob
@@ -62,15 +63,16 @@ def pyro(_: str, dim: int) -> tuple[nn.Module, LogProb]:
     return flow.module, flow.log_prob
 
 
-PEERS: dict[str, Callable[[int], tuple[nn.Module, LogProb]]] = {
-    "zuko NSF": lambda dim: zuko("NSF", dim),
-    "zuko NAF": lambda dim: zuko("NAF", dim),
-    "normflows NSF": lambda dim: normflows("NSF", dim),
-    "normflows Residual": lambda dim: normflows("Residual", dim),
-    "Pyro spline coupling": lambda dim: pyro("", dim),
+PEERS: dict[str, Callable[[int, int], tuple[nn.Module, LogProb]]] = {
+    "zuko NSF": lambda dim, rows: zuko("NSF", dim),
+    "zuko NAF": lambda dim, rows: zuko("NAF", dim),
+    "normflows NSF": lambda dim, rows: normflows("NSF", dim),
+    "normflows Residual": lambda dim, rows: normflows("Residual", dim),
+    "Pyro spline coupling": lambda dim, rows: pyro("", dim),
 }
-CONTESTANTS: dict[str, Callable[[int], tuple[nn.Module, LogProb]]] = {
-    **{name: lambda dim, name=name: ours(name, dim) for name in flows.names()},  # type: ignore[misc]
+#: Take the number of variables and of rows to train on.
+CONTESTANTS: dict[str, Callable[[int, int], tuple[nn.Module, LogProb]]] = {
+    **{name: lambda dim, rows, name=name: ours(name, dim, rows) for name in flows.names()},  # type: ignore[misc]
     **PEERS,
 }
 

@@ -80,7 +80,7 @@ def run(data: str, name: str, seed: int, seconds: float, lr: float) -> dict[str,
     points, _ = DATA[data](COUNT)
     held_out, _ = DATA[data](COUNT)
     loc, scale = points.mean(0), points.std(0)
-    module, log_prob = CONTESTANTS[name](2)
+    module, log_prob = CONTESTANTS[name](2, COUNT)
     steps = train(module, log_prob, (points - loc) / scale, seconds, lr)
     values = torch.cat([log_prob(part).detach() for part in ((held_out - loc) / scale).split(2000)]) - scale.log().sum()
     count = sum(p.numel() for p in module.parameters() if p.requires_grad)
@@ -125,7 +125,7 @@ def picture(path: Path, rows: Sequence[dict[str, str]], seconds: float, lr: floa
         torch.manual_seed(0)
         points, _ = make(COUNT)
         loc, scale = points.mean(0), points.std(0)
-        module, log_prob = CONTESTANTS[name](2)
+        module, log_prob = CONTESTANTS[name](2, COUNT)
         train(module, log_prob, (points - loc) / scale, seconds, lr)
         low, high = points.min(0).values - 0.5, points.max(0).values + 0.5
         grid = torch.stack(torch.meshgrid(*(torch.linspace(a, b, 200) for a, b in zip(low, high, strict=True)), indexing="xy"), -1)

@@ -71,7 +71,7 @@ def run(data: str, name: str, seed: int, seconds: float, lr: float) -> dict[str,
     """One contestant on one table."""
     torch.manual_seed(seed)
     rows, validation, test = split(data)
-    module, log_prob = CONTESTANTS[name](rows.shape[1])
+    module, log_prob = CONTESTANTS[name](rows.shape[1], len(rows))
     steps = train(module, log_prob, rows, seconds, lr, validation)
     values = log_prob(test).detach()
     count = sum(p.numel() for p in module.parameters() if p.requires_grad)

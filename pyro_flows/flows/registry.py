@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+from pyro_flows.nn import ColumnMLP
 from pyro_flows.transforms.core import CheapDirection, FlowTransform
 from pyro_flows.transforms.supports import is_real
 
@@ -161,6 +162,7 @@ def build(
     context_dim: int = 0,
     *,
     for_data: bool = False,
+    steep: bool = False,
     **options: Any,
 ) -> FlowTransform:
     """Build a flow from a name or from a callable, and check what came out.
@@ -170,6 +172,8 @@ def build(
         input_dim: Dimension D that the flow must have, or shape ``(C, H, W)`` of its images.
         context_dim: Dimension of the context that it must take.
         for_data: Whether it is a density of data, which may live on a manifold and have surjections, and not of a guide.
+        steep: Whether its networks start with weights for densities with edges, see
+            :meth:`~pyro_flows.nn.ColumnMLP.start_steep`; at the start it is the same map.
         options: Passed to the factory.
 
     Raises:
@@ -213,4 +217,8 @@ def build(
             f"flow={label} returned a transform with event shape {tuple(transform.output_shape)} and "
             f"context_dim={transform.context_dim}; expected {event_shape} and {context_dim}"
         )
+    if steep:
+        for module in transform.modules():
+            if isinstance(module, ColumnMLP):
+                module.start_steep()
     return transform

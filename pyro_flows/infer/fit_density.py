@@ -137,6 +137,7 @@ def fit_density(
     path: Path = "linear",
     regularise: Mapping[str, float] | None = None,
     flow_options: Mapping[str, Any] | None = None,
+    steep: bool | None = None,
     standardise: bool | None = None,
     validation: tuple[Tensor, ...] | None = None,
     validation_share: float = 0.1,
@@ -169,6 +170,9 @@ def fit_density(
         regularise: Weights of ``"kinetic_energy"`` and ``"jacobian_norm"`` of continuous flows in the loss, such as 0.03 of each,
             which make them easier to solve; see :func:`~pyro_flows.transforms.record_costs`.
         flow_options: Keyword arguments of a registered flow.
+        steep: Whether networks of a flow by name or factory start with weights for densities with edges, see
+            :meth:`~pyro_flows.nn.ColumnMLP.start_steep`; None for whether data are plenty, at least 500 rows to train on for each
+            variable. With fewer the smooth start overfits less.
         standardise: Whether to bring every variable to mean 0 and standard deviation 1 before the flow. By default points are, and
             numbers beside angles; images, data of surjections, and points on spheres, tori and simplices are not.
         validation: Rows to hold out, ``(data,)`` or ``(data, context)``, in place of a share of ``data``.
@@ -224,7 +228,7 @@ def fit_density(
             rows, held = tuple(part[order[count:]] for part in rows), tuple(part[order[:count]] for part in rows)
         if len(rows[0]) < 2:
             raise ValueError(f"data leave {len(rows[0])} rows to train on; hold out fewer, by validation_share={validation_share}")
-        distribution = _distribution(flow, rows, dict(flow_options or {}), standardise)
+        distribution = _distribution(flow, rows, dict(flow_options or {}), steep, standardise)
         for name, part in (("data", rows[0]), ("validation" if validation is not None else "data", held[0])):
             _check_support(name, part, distribution)
         if weights and not any(isinstance(module, CNF) for module in distribution.modules()):
@@ -326,10 +330,21 @@ def _checked(name: str, rows: tuple[Tensor, ...], like: tuple[Tensor, ...] | Non
     return tuple(part.detach() for part in rows)
 
 
+def data_are_plenty(rows: int, variables: int) -> bool:
+    """Whether there are at least 500 rows for each variable, with which flows better start steep.
+
+    Example:
+        >>> data_are_plenty(500, 2)
+        False
+    """
+    return rows >= 500 * variables
+
+
 def _distribution(
     flow: str | FlowFactory | FlowTransform | FlowDistribution | FlowMixture,
     rows: tuple[Tensor, ...],
     options: dict[str, Any],
+    steep: bool | None,
     standardise: bool | None,
 ) -> FlowDistribution | FlowMixture:
     data, event = rows[0], rows[0].shape[1:]
@@ -337,10 +352,10 @@ def _distribution(
         raise ValueError(f"flow must have no batch shape, got {tuple(flow.batch_shape)}; fit one density at a time")
     context_dim = rows[1].shape[-1] if len(rows) > 1 else 0
     if isinstance(flow, FlowMixture):
-        if options or standardise or context_dim or flow.event_shape != event:
+        if options or steep is not None or standardise or context_dim or flow.event_shape != event:
             raise ValueError(
                 f"flow is a mixture of events {tuple(flow.event_shape)}, fitted as it is to rows of that shape, here "
-                f"{tuple(event)}, without context, flow_options and standardise"
+                f"{tuple(event)}, without context, flow_options, steep and standardise"
             )
         _location_and_scale("data", data.flatten(1))
         return flow
@@ -349,9 +364,10 @@ def _distribution(
     base = flow.base if isinstance(flow, FlowDistribution) and not flow.has_default_base else None
     transform = flow.transform if isinstance(flow, FlowDistribution) else flow
     if isinstance(transform, FlowTransform):
-        if options:
+        if options or steep is not None:
             raise ValueError(
-                f"flow_options are for a flow by name or factory, got {sorted(options)} for a flow that is made already"
+                "flow_options and steep are for a flow by name or factory, got "
+                f"flow_options={options!r}, steep={steep} for a flow that is made already"
             )
         if (transform.output_shape, transform.context_dim) != (event, context_dim):
             raise ValueError(
@@ -360,7 +376,8 @@ def _distribution(
             )
     else:
         shape = event[0] if len(event) == 1 else tuple(event)
-        transform = build(transform, shape, context_dim, for_data=True, **options).to(data)
+        steep = data_are_plenty(len(data), event.numel() + context_dim) if steep is None else steep
+        transform = build(transform, shape, context_dim, for_data=True, steep=steep, **options).to(data)
     on_lines = is_real(transform.codomain) and len(event) == 1 and transform.bijective
     circles = circles_of(transform.codomain) if transform.bijective else None
     if standardise and not on_lines and circles is None:

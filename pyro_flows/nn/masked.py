@@ -63,10 +63,12 @@ class MaskedMLP(ColumnMLP):
         kinds = sorted({tuple(row) for row in parents.tolist()}, key=lambda row: (sum(row), row))
         sets = torch.tensor(kinds, device="cpu")
         within = (~sets[None, :, :] | sets[:, None, :]).all(-1)  # the second within the first
-        masks, widths = [], [max(width, len(kinds)) for width in check_hidden_dims(hidden_dims)]
+        # Without a context, what sees no variable is a constant, and the bias of an output suffices.
+        useful = [i for i, kind in enumerate(kinds) if context_dim or any(kind)] or [0]
+        masks, widths = [], [max(width, len(useful)) for width in check_hidden_dims(hidden_dims)]
         seen = torch.cat([sets, sets.new_ones(len(kinds), context_dim)], 1)
         for width in widths:
-            hidden = torch.arange(width, device="cpu") % len(kinds)
+            hidden = torch.tensor(useful, device="cpu")[torch.arange(width, device="cpu") % len(useful)]
             masks.append(seen[hidden])
             seen = within[:, hidden]
         of_output = torch.tensor([kinds.index(tuple(row)) for row in parents.tolist()], device="cpu")

@@ -14,6 +14,7 @@ from pyro_flows import flows
 from pyro_flows.distributions import FlowDistribution, FlowMixture
 from pyro_flows.infer.maximum_likelihood import maximise_likelihood
 from pyro_flows.manifolds import TorusFreeForm
+from pyro_flows.nn import ColumnMLP
 from pyro_flows.transforms import ActNorm, Affine, Compose, Elementwise, FreeForm
 
 
@@ -41,6 +42,17 @@ def test_a_banana_in_odd_units_is_fitted_to_its_entropy(flow):
     draws = fit.sample(4000, seed=0)
     assert abs(draws.mean(0)[0] - 1000.0) < 10.0 and abs(draws.std(0)[0] / 100.0 - 1) < 0.1
     assert fit.run.best_epoch > 0 and len(fit.validation_losses) == len(fit.losses) + 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "steep", "expected"), [(1200, None, True), (400, None, False), (400, True, True), (1200, False, False)]
+)
+def test_networks_start_steep_where_rows_are_plenty(rows, steep, expected):
+    """Weights of units of one or more inputs start within 1 of zero, or with a standard deviation of 2.8 / n."""
+    options = {"flow_options": {"num_layers": 1}, "max_epochs": 1, "lr": 1e-6, "validation_share": 0.1}
+    fit = pf.fit_density("maf", torch.randn(rows, 2), steep=steep, seed=0, progress=False, **options)
+    (network,) = {m for m in fit.distribution.modules() if isinstance(m, ColumnMLP)}
+    assert (network.weights.abs().max() > 1.1).item() is expected
 
 
 def test_an_affine_flow_finds_the_maximum_likelihood_normal():
@@ -119,7 +131,11 @@ def test_a_base_of_its_own_and_double_precision():
         ),
         ({"flow": "no_such_flow"}, "no flow is named 'no_such_flow'"),
         ({"flow": flows.affine(3)}, r"flow gives events of shape \(3,\) with context_dim=0; rows of data have shape \(2,\)"),
-        ({"flow": flows.affine(2), "flow_options": {"a": 1}}, r"flow_options are for a flow by name or factory, got \['a'\]"),
+        (
+            {"flow": flows.affine(2), "flow_options": {"a": 1}},
+            r"flow_options and steep are for a flow by name or factory, got .*'a'",
+        ),
+        ({"flow": flows.affine(2), "steep": True}, "flow_options and steep are for a flow by name or factory, got .*steep=True"),
         ({"lr": 0.0}, "lr must be a positive number"),
         ({"validation_share": 1.0}, "validation_share must lie between 0 and 1"),
         ({"max_epochs": 0}, "max_epochs must be a positive integer"),

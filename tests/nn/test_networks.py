@@ -70,6 +70,32 @@ def test_a_context_that_is_missing_or_too_much_is_refused(c):
         MaskedMLP(3, 2, c).at(torch.zeros(3), None if c else torch.zeros(2))
 
 
+@pytest.mark.parametrize(("D", "context"), [(2, 0), (5, 0), (1, 1), (2, 1)])
+def test_no_hidden_unit_is_a_constant(D, context):
+    network = MaskedMLP(D, 1, context, hidden_dims=(8, 8))
+    for weight, _ in network.layers(torch.ones_like(network.weights))[:-1]:
+        assert weight.any(1).all()
+
+
+@pytest.mark.parametrize("network", [MaskedMLP(6, 2, hidden_dims=(300, 300)), ColumnMLP(5, 3, (300, 300))])
+def test_a_steep_start_has_weights_of_variance_2_8_over_the_number_of_inputs(network):
+    """At least 900 uniform weights: the standard error of their variance is 3 %."""
+    torch.manual_seed(3)
+    network.start_steep()
+    assert not network(torch.randn(network.widths[0], 5)).any()
+    for weight, _ in network.layers()[:-1]:
+        kept = weight != 0
+        scaled = (weight * kept.sum(1, keepdim=True).sqrt())[kept]
+        assert abs(scaled.square().mean() / 2.8 - 1) < 0.15
+
+
+def test_a_network_that_has_learnt_does_not_start_again():
+    network = randomised(MaskedMLP(3, 2))
+    before = network.weights.detach().clone()
+    network.start_steep()
+    assert torch.equal(network.weights, before)
+
+
 def test_networks_start_at_zero_where_asked():
     x = torch.randn(5, 3)
     assert MaskedMLP(3, 2, 2).at(x, torch.randn(5, 2)).count_nonzero() == 0
