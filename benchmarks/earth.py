@@ -144,9 +144,9 @@ def table(rows: Sequence[dict[str, str]]) -> str:
             found = [row for row in rows if (row["data"], row["method"]) == (data, method)]
             if found:
                 values = [float(row["test"]) for row in found]
-                spread = statistics.stdev(values) if len(values) > 1 else math.nan
+                spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else " " * 8
                 choices = ", ".join(dict.fromkeys(row["choice"] for row in found))
-                lines.append(f"{data:<12}{method:<10}{len(found):>7}{statistics.mean(values):>11.3f} ± {spread:.3f}   {choices}")
+                lines.append(f"{data:<12}{method:<10}{len(found):>7}{statistics.mean(values):>11.3f}{spread}   {choices}")
     return "\n".join(lines)
 
 
