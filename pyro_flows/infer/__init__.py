@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .amortized import AmortizedFit, fit_amortized
 from .checkpoint import Checkpoint
+from .checkpoint_folder import CheckpointFolder
 from .descent import Schedule
 from .distributed import Distributed
 from .evaluate_nll import NLLEstimate, evaluate_nll
@@ -25,6 +26,7 @@ from .truncated_proposals import fit_truncated
 __all__ = [
     "AmortizedFit",
     "Checkpoint",
+    "CheckpointFolder",
     "DReGELBO",
     "DensityFit",
     "Distributed",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,6 +20,7 @@ from pyro_flows.model.simulate import Simulations, SimulationTarget, draw
 
 from .amortized_verdict import weighted_draws
 from .arguments import check_count, check_seed
+from .checkpoint_folder import CheckpointFolder, checkpoints, current_folder, digest, remembered, seconds_before, start_from
 from .flow_matching import flow_matching_loss
 from .maximum_likelihood import check_likelihood_options, maximise_likelihood
 
@@ -140,6 +143,7 @@ def fit_amortized(
     max_failed: float = 0.2,
     seed: int | None = None,
     progress: bool = True,
+    checkpoint: str | Path | CheckpointFolder | None = None,
     kwargs: Mapping[str, Any] | None = None,
 ) -> AmortizedFit:
     r"""Train an amortised guide on draws of its model, by the forward divergence.
@@ -170,6 +174,8 @@ def fit_amortized(
         max_failed: Share of the simulations that may fail, see :func:`~pyro_flows.model.simulate`.
         seed: Makes the result reproducible and leaves the global generators as they were.
         progress: Show a progress bar.
+        checkpoint: Folder in which the run notes what it has done, and from which it goes on if it was killed and is called again
+            with the same arguments; see :class:`~pyro_flows.infer.CheckpointFolder`. None for none.
         kwargs: Keyword arguments of the model.
 
     Returns:
@@ -200,17 +206,26 @@ def fit_amortized(
         raise ValueError(f'objective must be "likelihood" or "flow_matching", got {objective!r}')
     lr = (1e-2 if objective == "flow_matching" else 3e-3) if lr is None else lr
     check_likelihood_options(lr, batch_size, max_epochs, patience, validation_share, max_time)
-    with torch.random.fork_rng(enabled=seed is not None):
+    given = None if simulations is None else [simulations.latents, simulations.observations]
+    identity = {
+        "arguments": digest([args, kwargs]),
+        "simulations": digest([given, num_simulations, fresh, max_failed]),
+        "options": digest([objective, warm_start, validation_share]),
+        "seed": str(seed),
+    }
+    with torch.random.fork_rng(enabled=seed is not None), contextlib.ExitStack() as stack:
         if seed is not None:
             torch.manual_seed(seed)
+        stack.enter_context(checkpoints(checkpoint, identity))
         target = guide.read(*args, **dict(kwargs or {}))
         if simulations is None:
             options: dict[str, Any] = {"num_workers": num_workers, "max_failed": max_failed, "progress": progress}
-            simulations = draw(target, num_simulations, **options)
+            simulations = Simulations(**remembered("simulations", lambda: vars(draw(target, num_simulations, **options))))
             if fresh is None:
                 fresh = simulations.path in ("vmap", "plate")
         if not warm_start or guide.prototype_trace is None:
             guide.setup_on(simulations, target)
+        start_from("guide", guide)
         return _train(
             guide,
             simulations,
@@ -248,7 +263,7 @@ def _train(
     progress: bool,
     **options: Any,
 ) -> AmortizedFit:
-    began = time.monotonic()
+    began = time.monotonic() - seconds_before(current_folder())
     flat, vector = _rows(guide, simulations)
     held_out = max(1, round(validation_share * len(flat)))
     if len(flat) - held_out < 2:

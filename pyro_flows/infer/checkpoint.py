@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import io
 import os
-import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyro
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from . import processes
+from .generators import generator_states, set_generator_states
 
 
 class Checkpoint:
@@ -62,7 +60,7 @@ class Checkpoint:
         Args:
             step: Number of steps done.
         """
-        generators = processes.gather(_generators())
+        generators = processes.gather(generator_states())
         if generators is None:
             return
         content = {
@@ -113,26 +111,5 @@ class Checkpoint:
             except (RuntimeError, KeyError, ValueError) as error:
                 raise ValueError(f"{self.path} holds another {name} than the one it is read into: {error}") from error
         if not new_noise:
-            _set_generators(generators[processes.rank()])
+            set_generator_states(generators[processes.rank()])
         return step
-
-
-def _generators() -> dict[str, Any]:
-    """State of the random number generators of this process, as tensors and plain numbers."""
-    state = pyro.util.get_rng_state()
-    name, keys, *rest = state["numpy"]
-    state["numpy"] = [name, torch.from_numpy(keys.astype(np.int64)), *rest]
-    state["random"] = list(state["random"])
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def _set_generators(state: dict[str, Any]) -> None:
-    version, internal, gauss = state["random"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])

@@ -6,13 +6,15 @@ import copy
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from .checkpoint_folder import Entry, current_folder, digest
 
 Callback = Callable[[int, float], object]
 
@@ -136,6 +138,33 @@ class Training:
             self.undone + other.undone,
         )
 
+    def state_dict(self) -> dict[str, Any]:
+        """All of it as tensors and plain data."""
+        found = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        numbers = {
+            name: torch.tensor(getattr(self, name), dtype=torch.float64, device="cpu") for name in ("losses", "log_weight_sds")
+        }
+        return {**found, **numbers, "traces": list(self.traces)}
+
+    @classmethod
+    def of_state(cls, state: Mapping[str, Any]) -> Training:
+        """What :meth:`state_dict` was of."""
+        return cls(**{**state, "losses": state["losses"].tolist(), "log_weight_sds": state["log_weight_sds"].tolist()})
+
+
+class Stateful(Protocol):
+    """What steps depend on beside the modules, such as the place in a sequence of minibatches.
+
+    Example:
+        >>> module: Stateful = torch.nn.Linear(1, 1)
+    """
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Tensors and plain data."""
+
+    def load_state_dict(self, state: Any) -> Any:
+        """Put back to what :meth:`state_dict` gave."""
+
 
 class _Progress:
     """The stop rule: has the loss fallen by more than its noise over the last windows together?
@@ -224,6 +253,80 @@ class Step:
     explain: Callable[[], str]
 
 
+class _Course:
+    """Where a descent stands: all that its next steps depend on, beside the modules and the random numbers."""
+
+    def __init__(
+        self, schedule: Schedule, modules: nn.Module, optimizers: Sequence[torch.optim.Optimizer], memory: Stateful | None
+    ) -> None:
+        self.schedule, self.modules, self.optimizers, self.memory = schedule, modules, optimizers, memory
+        self.done, self.stop, self.clip, self.relapse = Training(), _Progress(schedule), Clip(), _Relapse()
+        self.step, self.seconds = 0, 0.0
+        self.lr_factor, self.setbacks, self.recent_skips = 1.0, 0, 0
+        self.decay_from: int | None = None
+        self.decay_steps = 0
+        self.first_state = copy.deepcopy(modules.state_dict())
+        self.best_loss, self.best_state = math.inf, self.first_state
+
+    def go_back(self, count: int) -> None:
+        """Go on from the best state with smaller steps; the last steps do not count."""
+        self.modules.load_state_dict(self.best_state)
+        for each in self.optimizers:
+            each.state.clear()
+        self.lr_factor, self.setbacks = _SMALLER * self.lr_factor, self.setbacks + 1
+        self.clip, self.stop = Clip(), _Progress(self.schedule)
+        self.done.undone += count
+        if count:
+            del self.done.losses[-count:], self.done.log_weight_sds[-count:]
+
+    def decay(self, start: int, steps: int, reason: str) -> None:
+        """Let the step size decay from a step on, in so many steps."""
+        self.decay_from, self.decay_steps, self.done.stop_reason = start, steps, reason
+
+    _PLAIN = ("step", "seconds", "lr_factor", "setbacks", "recent_skips", "decay_from", "decay_steps", "best_loss")
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            **{name: getattr(self, name) for name in self._PLAIN},
+            "done": self.done.state_dict(),
+            "stop": [self.stop.levels, self.stop.noises],
+            "clip": self.clip.log_norm,
+            "relapse": [self.relapse.best, self.relapse.spread],
+            "modules": dict(self.modules.state_dict()),
+            "first_state": dict(self.first_state),
+            "best_state": dict(self.best_state),
+            "optimizers": [each.state_dict() for each in self.optimizers],
+            "memory": None if self.memory is None else self.memory.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.modules.load_state_dict(state["modules"])
+        self.first_state, self.best_state = state["first_state"], state["best_state"]
+        for each, its_state in zip(self.optimizers, state["optimizers"], strict=True):
+            each.load_state_dict(its_state)
+        for name in self._PLAIN:
+            setattr(self, name, state[name])
+        self.done = Training.of_state(state["done"])
+        self.stop.levels, self.stop.noises = state["stop"]
+        self.clip.log_norm = state["clip"]
+        self.relapse.best, self.relapse.spread = state["relapse"]
+        if self.memory is not None:
+            self.memory.load_state_dict(state["memory"])
+
+
+def _entry(modules: nn.Module, schedule: Schedule, max_steps: int, max_time: float | None) -> Entry | None:
+    """What is noted of a descent, where the run has a folder of checkpoints."""
+    folder = current_folder()
+    if folder is None:
+        return None
+    state = modules.state_dict()
+    identity = {"sizes": digest([[name, list(value.shape)] for name, value in state.items() if isinstance(value, Tensor)])}
+    if max_time is None:  # with a limit on time what came before may have ended elsewhere
+        options = {"weights": dict(state), "random numbers": torch.get_rng_state(), "options": [repr(schedule), max_steps]}
+        identity |= {name: digest(value) for name, value in options.items()}
+    return folder.entry("training", identity)
+
+
 def descend(
     take: Callable[[bool], Step],
     modules: nn.Module,
@@ -236,6 +339,7 @@ def descend(
     callback: Callback | None = None,
     parameters: Sequence[nn.Parameter],
     sparse: Sequence[nn.Parameter] = (),
+    memory: Stateful | None = None,
 ) -> Training:
     """Take steps by a schedule until the loss falls no more, in place.
 
@@ -252,6 +356,7 @@ def descend(
         callback: Called as ``callback(step, loss)`` after each step.
         parameters: Parameters to be trained.
         sparse: Parameters whose gradients are sparse.
+        memory: What ``take`` depends on beside the modules, to be kept in checkpoints.
 
     Returns:
         What was done.
@@ -266,103 +371,101 @@ def descend(
     dense = [p for p in parameters if p.requires_grad and id(p) not in of_sparse]
     optimizer = torch.optim.Adam(dense, lr=schedule.lr, fused=True)
     lazy = torch.optim.SparseAdam(list(sparse), lr=schedule.lr) if sparse else None
-    done, stop, clip, relapse = Training(), _Progress(schedule), Clip(), _Relapse()
-    lr_factor, setbacks = 1.0, 0
-    decay_from, decay_steps, began = None, 0, time.monotonic()
-    first_state = copy.deepcopy(modules.state_dict())
-    best_loss, best_state = math.inf, first_state
-    recent_skips = 0
+    optimizers = [optimizer] if lazy is None else [optimizer, lazy]
+    entry = _entry(modules, schedule, max_steps, max_time)
+    if entry is not None and entry.finished is not None:
+        modules.load_state_dict(entry.finished["modules"])
+        if memory is not None:
+            memory.load_state_dict(entry.finished["memory"])
+        entry.resume()
+        return Training.of_state(entry.finished["done"])
+    course = _Course(schedule, modules, optimizers, memory)
+    if entry is not None and entry.running is not None:
+        course.load_state_dict(entry.running)
+        entry.resume()
+    began, done = time.monotonic() - course.seconds, course.done
 
-    def go_back(count: int) -> None:
-        """Go on from the best state with smaller steps; the last steps do not count."""
-        nonlocal lr_factor, setbacks, clip, stop
-        modules.load_state_dict(best_state)
-        for each in (optimizer, lazy):
-            if each is not None:
-                each.state.clear()
-        lr_factor, setbacks, clip, stop = _SMALLER * lr_factor, setbacks + 1, Clip(), _Progress(schedule)
-        done.undone += count
-        if count:
-            del done.losses[-count:], done.log_weight_sds[-count:]
-
-    with tqdm(total=max_steps, disable=not progress, desc="fit", unit="step", dynamic_ncols=True, leave=True) as bar:
-        for step in range(max_steps):
-            lr = lr_factor * schedule.lr * min(1.0, (step + 1) / schedule.warmup)
-            if decay_from is not None:
-                lr *= 0.5 * (1 + math.cos(math.pi * (step - decay_from) / decay_steps))
-            for each in (optimizer, lazy):
-                for group in each.param_groups if each is not None else []:
+    with tqdm(
+        total=max_steps, initial=course.step, disable=not progress, desc="fit", unit="step", dynamic_ncols=True, leave=True
+    ) as bar:
+        for step in range(course.step, max_steps):
+            lr = course.lr_factor * schedule.lr * min(1.0, (step + 1) / schedule.warmup)
+            if course.decay_from is not None:
+                lr *= 0.5 * (1 + math.cos(math.pi * (step - course.decay_from) / course.decay_steps))
+            for each in optimizers:
+                for group in each.param_groups:
                     group["lr"] = lr
             try:
                 for parameter in (*modules.parameters(), *parameters, *sparse):
                     parameter.grad = None
-                step_done = take(decay_from is not None)
+                step_done = take(course.decay_from is not None)
                 loss, sd = step_done.loss, step_done.log_weight_sd
                 done.draws, done.dropped = done.draws + step_done.draws, done.dropped + step_done.dropped
-                finite = math.isfinite(loss) and clip(dense)
+                finite = math.isfinite(loss) and course.clip(dense)
                 if finite:
-                    optimizer.step()
-                    if lazy is not None:
-                        lazy.step()
+                    for each in optimizers:
+                        each.step()
                 if callback is not None:
                     callback(step, loss)
             except KeyboardInterrupt:
                 done.stop_reason = "interrupted"
                 break
             if finite:
-                recent_skips = 0
+                course.recent_skips = 0
                 done.losses.append(loss)
                 done.log_weight_sds.append(sd)
             else:
                 done.skipped += 1
-                recent_skips += 1
-                if recent_skips >= 20 and done.losses and setbacks < _SETBACKS:
-                    go_back(len(done.losses) % schedule.window)
-                    recent_skips = 0
-                elif recent_skips >= 50 or done.skipped > 20 + 0.2 * (step + 1) + 50 * setbacks:
+                course.recent_skips += 1
+                if course.recent_skips >= 20 and done.losses and course.setbacks < _SETBACKS:
+                    course.go_back(len(done.losses) % schedule.window)
+                    course.recent_skips = 0
+                elif course.recent_skips >= 50 or done.skipped > 20 + 0.2 * (step + 1) + 50 * course.setbacks:
                     raise ArithmeticError(
                         f"{done.skipped} of {step + 1} steps had a loss or gradient that is not finite{step_done.explain()}; "
                         f"check priors and likelihood there, or give init= a point where they are finite"
                     )
             bar.update()
             count = len(done.losses)
-            lost = finite and count % schedule.window == 0 and relapse.update(done.losses[-schedule.window :])
-            if lost and setbacks < _SETBACKS:
-                go_back(schedule.window)
+            lost = finite and count % schedule.window == 0 and course.relapse.update(done.losses[-schedule.window :])
+            if lost and course.setbacks < _SETBACKS:
+                course.go_back(schedule.window)
             elif finite and count % schedule.window == 0:
                 level = sum(done.losses[-schedule.window :]) / schedule.window
                 bar.set_postfix_str(f"ELBO {-level:.3f}")
-                if level < best_loss:
-                    best_loss, best_state = level, copy.deepcopy(modules.state_dict())
-                ended = stop.update(done.losses)
+                if level < course.best_loss:
+                    course.best_loss, course.best_state = level, copy.deepcopy(modules.state_dict())
+                ended = course.stop.update(done.losses)
                 sds = sorted(done.log_weight_sds[-schedule.window :])
                 exact = sds[len(sds) // 2] < schedule.exact_sd and step + 1 >= schedule.min_steps
-                if decay_from is None and (ended or exact):
+                if course.decay_from is None and (ended or exact):
                     share = schedule.exact_decay if exact else schedule.decay
-                    decay_from, decay_steps = step + 1, max(schedule.min_steps // 2, int(share * (step + 1)))
-                    decay_steps = min(decay_steps, max_steps - decay_from)
-                    done.stop_reason = "weights constant" if exact else "converged"
-                    bar.total = decay_from + decay_steps
+                    steps = min(max(schedule.min_steps // 2, int(share * (step + 1))), max_steps - step - 1)
+                    course.decay(step + 1, steps, "weights constant" if exact else "converged")
+                    bar.total = step + 1 + steps
                     bar.refresh()
-            if decay_from is None and max_steps - step - 1 <= max_steps // 3:
-                decay_from, decay_steps = step + 1, max(1, max_steps - step - 1)
-                done.stop_reason = "max_steps"
-            if decay_from is not None and step + 1 >= decay_from + decay_steps:
+            if course.decay_from is None and max_steps - step - 1 <= max_steps // 3:
+                course.decay(step + 1, max(1, max_steps - step - 1), "max_steps")
+            if course.decay_from is not None and step + 1 >= course.decay_from + course.decay_steps:
                 break
+            elapsed = time.monotonic() - began
             if max_time is not None:
-                elapsed = time.monotonic() - began
                 if elapsed >= max_time:
                     done.stop_reason = "max_time"
                     break
-                if decay_from is None and elapsed >= 0.6 * max_time:
-                    decay_from, decay_steps = step + 1, max(1, int((step + 1) * (max_time - elapsed) / elapsed * 0.95))
-                    decay_steps = min(decay_steps, max_steps - decay_from)
-                    done.stop_reason = "max_time"
-    states = [first_state, best_state]
+                if course.decay_from is None and elapsed >= 0.6 * max_time:
+                    steps = max(1, int((step + 1) * (max_time - elapsed) / elapsed * 0.95))
+                    course.decay(step + 1, min(steps, max_steps - step - 1), "max_time")
+            course.step, course.seconds = step + 1, elapsed
+            if entry is not None and entry.due():
+                entry.note(course.state_dict())
     last = copy.deepcopy(modules.state_dict())
     try:
-        settle(states)
+        settle([course.first_state, course.best_state])
     except KeyboardInterrupt:
         modules.load_state_dict(last)
         done.stop_reason = "interrupted"
+    if entry is not None and done.stop_reason != "interrupted":
+        kept = None if memory is None else memory.state_dict()
+        entry.finish({"modules": dict(modules.state_dict()), "done": done.state_dict(), "memory": kept})
     return done

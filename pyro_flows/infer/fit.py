@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from pyro_flows.guides import AutoFlow, AutoPlateFlow
 from pyro_flows.model import LogJoint, initial_point, read_model
 
 from .arguments import check_seed
+from .checkpoint_folder import CheckpointFolder, checkpoints, digest, note_resumption, seconds_before, start_from
 from .choice import choose_guide
 from .descent import Callback, Schedule, Training
 from .grid_training import train_on_grids
@@ -46,6 +48,7 @@ def fit(
     progress: bool = True,
     callback: Callback | None = None,
     compile: bool = False,
+    checkpoint: str | Path | CheckpointFolder | None = None,
     kwargs: Mapping[str, Any] | None = None,
 ) -> Fit:
     r"""Fit a normalizing flow to the posterior of a Pyro model.
@@ -85,6 +88,8 @@ def fit(
         compile: Whether to compile model and guide into one piece of machine code by ``torch.compile``, which takes some ten
             seconds for every guide that is tried and needs a C++ compiler; worth it from some thousand steps on. Without it they
             are traced into a graph of tensor operations after 150 steps. ``fit.record["traced"]`` says what was done, or why not.
+        checkpoint: Folder in which the run notes what it has done, and from which it goes on if it was killed and is called again
+            with the same arguments; see :class:`~pyro_flows.infer.CheckpointFolder`. None for none.
         kwargs: Keyword arguments of the model.
 
     Returns:
@@ -111,7 +116,12 @@ def fit(
     if non_centred is not None and not isinstance(non_centred, bool):
         raise ValueError(f"non_centred must be True, False or None, got {non_centred!r}")
     call_kwargs = dict(kwargs or {})
-    began = time.monotonic()
+    identity = {
+        "arguments": digest([args, call_kwargs]),
+        "guide": guide if isinstance(guide, str) else type(guide).__name__,
+        "options": digest([objective, num_particles, max_steps, repr(schedule), non_centred, compile, init]),
+        "seed": str(seed),
+    }
     if isinstance(guide, AutoPlateFlow):
         for name, value, usual in (
             ("objective", objective, "path"),
@@ -121,16 +131,19 @@ def fit(
         ):
             if value != usual:
                 raise ValueError(f"{name} has no effect on an AutoPlateFlow, got {value!r}; leave it out")
-        with _seeded(seed):
+        with _seeded(seed), checkpoints(checkpoint, identity):
             return fit_plates(
                 model, guide, args, call_kwargs, minibatches, num_particles, max_steps, max_time, schedule, progress, callback, seed
             )
     if minibatches is not None:
         raise ValueError("minibatches are for a guide of plates; give guide=AutoPlateFlow(model, context=...), or leave them out")
-    with _seeded(seed):
+    with _seeded(seed), checkpoints(checkpoint, identity) as folder:
+        began = time.monotonic() - seconds_before(folder)
         structure = read_model(model, args, call_kwargs)
         auto_guide = _make_guide(model, guide, args, call_kwargs)
         structure = structure.with_charts(auto_guide.charts)
+        if isinstance(guide, AutoFlow):
+            start_from("guide", guide)
         log_joint = LogJoint(model, args, call_kwargs, structure)
         if auto_guide.latent_dim != structure.dim:
             raise ValueError(
@@ -208,6 +221,7 @@ def fit(
                 training = training.then(done)
             training.stop_reason = "interrupted"
     record.update(training.summary(), seconds=time.monotonic() - began)
+    note_resumption(record, folder)
     return Fit(auto_guide, log_joint, training, record, model, args, call_kwargs)
 
 

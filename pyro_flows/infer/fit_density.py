@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -23,7 +26,8 @@ from pyro_flows.transforms.actnorm import initialize_actnorms
 from pyro_flows.transforms.supports import is_real
 
 from .arguments import check_count, check_seed
-from .flow_matching import Path, flow_matching_loss
+from .checkpoint_folder import CheckpointFolder, checkpoints, digest, done_once, seconds_before, start_from
+from .flow_matching import ProbabilityPath, flow_matching_loss
 from .free_form import free_form_loss
 from .maximum_likelihood import LikelihoodRun, check_likelihood_options, maximise_likelihood
 from .mixture_likelihood import expectation_maximisation, separate_members
@@ -134,7 +138,7 @@ def fit_density(
     context: Tensor | None = None,
     *,
     objective: Literal["likelihood", "em", "flow_matching", "free_form"] = "likelihood",
-    path: Path = "linear",
+    path: ProbabilityPath = "linear",
     regularise: Mapping[str, float] | None = None,
     flow_options: Mapping[str, Any] | None = None,
     steep: bool | None = None,
@@ -148,6 +152,7 @@ def fit_density(
     max_time: float | None = None,
     seed: int | None = None,
     progress: bool = True,
+    checkpoint: str | Path | CheckpointFolder | None = None,
 ) -> DensityFit:
     r"""Fit a flow to data by maximum likelihood, :math:`\max_\theta \sum_n \log q_\theta(x_n \mid c_n)`.
 
@@ -185,6 +190,8 @@ def fit_density(
         max_time: Seconds after which training ends; None for no limit.
         seed: Makes the result reproducible and leaves the global generators as they were.
         progress: Show a progress bar.
+        checkpoint: Folder in which the run notes what it has done, and from which it goes on if it was killed and is called again
+            with the same arguments; see :class:`~pyro_flows.infer.CheckpointFolder`. None for none.
 
     Returns:
         The density, and how training went.
@@ -219,9 +226,18 @@ def fit_density(
     weights = _checked_regularisers(regularise, objective)
     rows = _checked("data", (data,) if context is None else (data, context))
     held = None if validation is None else _checked("validation", validation, rows)
-    with torch.random.fork_rng(enabled=seed is not None):
+    identity = {
+        "data": digest([rows, held]),
+        "flow": flow if isinstance(flow, str) else type(flow).__name__,
+        "options": digest([objective, path, weights, flow_options, steep, standardise, validation_share]),
+        "seed": str(seed),
+    }
+    with torch.random.fork_rng(enabled=seed is not None), contextlib.ExitStack() as stack:
         if seed is not None:
             torch.manual_seed(seed)
+        folder = stack.enter_context(checkpoints(checkpoint, identity))
+        if isinstance(flow, torch.nn.Module):
+            start_from("flow", flow)
         if held is None:
             order = torch.randperm(len(data), device=data.device)
             count = max(1, round(validation_share * len(data)))
@@ -252,7 +268,7 @@ def fit_density(
             return nll + sum(weight * getattr(costs, name) for name, weight in weights.items())
 
         if isinstance(distribution, FlowMixture):
-            separate_members(distribution, rows[0], lr)
+            done_once("separation", distribution, partial(separate_members, distribution, rows[0], lr))
         train, renew = rows, None
         if objective == "em" and isinstance(distribution, FlowMixture):
             train, loss, renew = expectation_maximisation(distribution, rows[0])
@@ -261,7 +277,7 @@ def fit_density(
         elif objective == "free_form":
             loss = free_form_loss(distribution)  # type: ignore[arg-type]
 
-        began = time.monotonic()
+        began = time.monotonic() - seconds_before(folder)
         distribution.train()
         with tqdm(total=max_epochs, desc="fit_density", unit="epoch", disable=not progress, dynamic_ncols=True) as bar:
             run = maximise_likelihood(

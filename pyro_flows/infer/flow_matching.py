@@ -18,10 +18,10 @@ from .same_noise import same_noise_in_evaluation
 
 #: Rows that are paired at a time: the work grows with the third power of their number.
 _PAIRED = 128
-Path = Literal["linear", "variance_preserving", "optimal_transport"]
+ProbabilityPath = Literal["linear", "variance_preserving", "optimal_transport"]
 
 
-def flow_matching_loss(distribution: FlowDistribution, path: Path = "linear") -> Callable[..., Tensor]:
+def flow_matching_loss(distribution: FlowDistribution, path: ProbabilityPath = "linear") -> Callable[..., Tensor]:
     r"""The loss of conditional flow matching for a density whose innermost layer is a continuous flow.
 
     .. math:: L = \mathrm{E}\,\big\lVert v(t, x_t; c) - \dot x_t \big\rVert^2, \quad x_t = a(t)\,x_1 + b(t)\,x_0,
@@ -58,8 +58,8 @@ def flow_matching_loss(distribution: FlowDistribution, path: Path = "linear") ->
         >>> loss(torch.randn(8, 2)).shape
         torch.Size([])
     """
-    if path not in get_args(Path):
-        raise ValueError(f"path must be one of {list(get_args(Path))}, got {path!r}")
+    if path not in get_args(ProbabilityPath):
+        raise ValueError(f"path must be one of {list(get_args(ProbabilityPath))}, got {path!r}")
     found = demand_innermost(distribution, CNF, "flow matching")
     if path == "optimal_transport" and distribution.transform.context_dim:
         raise ValueError(

@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pyro_flows.diagnostics import Diagnosis, diagnose
 from pyro_flows.flows import nsf_coupling, real_nvp
 from pyro_flows.guides import AutoFlow
 from pyro_flows.transforms import Compose, FlowTransform
 
+from .checkpoint_folder import remembered
 from .descent import Training
 from .gaussian import LogDensity
 
@@ -190,12 +192,16 @@ def judge(guide: AutoFlow, log_density: LogDensity, num_draws: int = JUDGED) -> 
         'good'
     """
     z, log_q = guide.distribution.rsample_and_log_prob((num_draws,))
-    parts, began = [], time.monotonic()
-    for part in z.split(1024):
-        parts.append(log_density(part))
-        if time.monotonic() - began > JUDGING:
-            break
-    log_p = torch.cat(parts)
+
+    def evaluated() -> Tensor:
+        parts, began = [], time.monotonic()
+        for part in z.split(1024):
+            parts.append(log_density(part))
+            if time.monotonic() - began > JUDGING:
+                break
+        return torch.cat(parts)
+
+    log_p = remembered("judgement", evaluated)
     count = len(log_p)
     return diagnose(log_p.double(), log_q[:count].double(), draws=z[:count].double())
 

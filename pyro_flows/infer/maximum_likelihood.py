@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .checkpoint_folder import Entry, current_folder, digest
+
 Rows = tuple[Tensor, ...]
 
 _CLIP = 5.0
@@ -99,15 +101,47 @@ def maximise_likelihood(
     def share(step: int) -> float:
         return min(1.0, (step + 1) / (_WARMUP * total + 1)) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
 
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, share)
+    entry = _entry(module, lr, batch_size, max_epochs, patience, limit)
+    if entry is not None and entry.finished is not None:
+        module.load_state_dict(entry.finished["module"])
+        entry.resume()
+        module.eval()
+        return LikelihoodRun(**entry.finished["run"])
     run = LikelihoodRun(validation_losses=[_mean_loss(module, loss, held_out)])
     best_state = copy.deepcopy(module.state_dict())
+    # Of the epoch under way: the order of the rows, the place in it, and the losses so far.
+    order, place, losses = torch.empty(0, dtype=torch.long), 0, list[float]()
+    if entry is not None and entry.running is not None:
+        state = entry.running
+        module.load_state_dict(state["module"])
+        optimiser.load_state_dict(state["optimiser"])
+        run, best_state = LikelihoodRun(**state["run"]), state["best_state"]
+        order, place, losses = state["order"].to(train[0].device), state["place"], state["losses"]
+        entry.resume()
+        bar.update(len(run.losses))
+
+    def note() -> None:
+        if entry is not None and entry.due():
+            entry.note(
+                {
+                    "module": dict(module.state_dict()),
+                    "optimiser": optimiser.state_dict(),
+                    "run": vars(run),
+                    "best_state": dict(best_state),
+                    "order": order,
+                    "place": place,
+                    "losses": losses,
+                }
+            )
 
     def epoch_loss(rows: Rows) -> float:
-        order = torch.randperm(len(rows[0]), device=rows[0].device)
-        losses: list[float] = []
+        nonlocal order, place, losses
+        if not place:
+            order, losses = torch.randperm(len(rows[0]), device=rows[0].device), []
         why = ""
-        for batch in order[: batches * batch_size].chunk(batches):
+        for batch in order[: batches * batch_size].chunk(batches)[place:]:
+            for group in optimiser.param_groups:
+                group["lr"] = lr * share(len(run.losses) * batches + place)
             optimiser.zero_grad(set_to_none=True)
             try:
                 value = loss(*[part[batch] for part in rows])
@@ -119,7 +153,10 @@ def maximise_likelihood(
                 if bool(torch.isfinite(value.detach()) & torch.isfinite(norm)):
                     optimiser.step()
                     losses.append(float(value.detach()))
-            schedule.step()
+            place += 1
+            if renew is None and place < batches:  # rows of an epoch that are made anew are not noted
+                note()
+        place = 0
         skipped = batches - len(losses)
         run.skipped += skipped
         if skipped > max(1, batches // 10):
@@ -128,7 +165,7 @@ def maximise_likelihood(
 
     rows = train
     try:
-        for epoch in range(1, max_epochs + 1):
+        for epoch in range(len(run.losses) + 1, max_epochs + 1):
             if renew is not None and epoch > 1:
                 rows = renew()
             run.losses.append(epoch_loss(rows))
@@ -144,11 +181,25 @@ def maximise_likelihood(
             if limit is not None and time.monotonic() > limit:
                 run.stop_reason = "max_time"
                 break
+            note()
     except KeyboardInterrupt:
         run.stop_reason = "interrupted"
     module.load_state_dict(best_state)
     module.eval()
+    if entry is not None and run.stop_reason != "interrupted":
+        entry.finish({"module": dict(module.state_dict()), "run": vars(run)})
     return run
+
+
+def _entry(module: nn.Module, lr: float, batch_size: int, max_epochs: int, patience: int, limit: float | None) -> Entry | None:
+    """What is noted of a training, where the run has a folder of checkpoints."""
+    folder = current_folder()
+    if folder is None:
+        return None
+    identity = {"options": digest([lr, batch_size, max_epochs, patience])}
+    if limit is None:  # with a limit on time what came before may have ended elsewhere
+        identity |= {"weights": digest(dict(module.state_dict())), "random numbers": digest(torch.get_rng_state())}
+    return folder.entry("training", identity)
 
 
 @torch.no_grad()

@@ -62,20 +62,87 @@ class Minibatches:
         if next(iter(batches), _NONE) is _NONE:
             raise ValueError("minibatches is empty; give at least one tuple of the model's arguments")
 
-    def __iter__(self) -> Iterator[Call]:
-        while True:
-            for item in self.batches:
-                if isinstance(item, Mapping):
-                    raise ValueError(
-                        f"minibatches must hold tuples of the model's positional arguments, got a dictionary with {list(item)}; "
-                        f"give its values in the order of the arguments, and keywords that are the same in every step by kwargs="
-                    )
-                yield (tuple(item) if isinstance(item, (tuple, list)) else (item,)), self.kwargs
+    def __iter__(self) -> Calls:
+        return Calls(self)
+
+    def call(self, item: Any) -> Call:
+        """The arguments that an item of the iterable stands for."""
+        if isinstance(item, Mapping):
+            raise ValueError(
+                f"minibatches must hold tuples of the model's positional arguments, got a dictionary with {list(item)}; "
+                f"give its values in the order of the arguments, and keywords that are the same in every step by kwargs="
+            )
+        return (tuple(item) if isinstance(item, (tuple, list)) else (item,)), self.kwargs
 
     @property
     def count(self) -> int | None:
         """Minibatches in one pass; None if not known."""
         return len(self.batches) if hasattr(self.batches, "__len__") else None  # type: ignore[arg-type]
+
+
+class Calls(Iterator[Call]):
+    """A way through minibatches, whose place can be noted and found again.
+
+    Args:
+        minibatches: The minibatches; where they have a ``generator``, as a ``DataLoader`` may, its state is noted too.
+
+    Example:
+        >>> calls = iter(Minibatches([(1,), (2,)], {}))
+        >>> _ = next(calls)
+        >>> again = iter(Minibatches([(1,), (2,)], {}))
+        >>> again.load_state_dict(calls.state_dict())
+        >>> next(again)[0]
+        (2,)
+    """
+
+    def __init__(self, minibatches: Minibatches) -> None:
+        self._of = minibatches
+        self._pass: Iterator[Any] | None = None
+        self._place = 0
+        self._before: list[Tensor] = []
+
+    def __iter__(self) -> Calls:
+        return self
+
+    def __next__(self) -> Call:
+        if self._pass is not None:
+            item = next(self._pass, _NONE)
+            if item is not _NONE:
+                self._place += 1
+                return self._of.call(item)
+        self._begin()
+        item = next(self._pass, _NONE)  # type: ignore[arg-type]
+        if item is _NONE:
+            raise ValueError(
+                "minibatches were gone through once and are empty now; give an iterable that can be gone through often"
+            )
+        self._place = 1
+        return self._of.call(item)
+
+    def _begin(self) -> None:
+        self._before = [torch.get_rng_state(), *(each.get_state() for each in self._generators())]
+        self._pass, self._place = iter(self._of.batches), 0
+
+    def _generators(self) -> list[torch.Generator]:
+        own = getattr(self._of.batches, "generator", None)
+        return [own] if isinstance(own, torch.Generator) else []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in this pass, and the random numbers that it began with."""
+        return {"place": self._place, "before": self._before, "now": [each.get_state() for each in self._generators()]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go to a place by going through the pass once more."""
+        if state["before"]:
+            torch.set_rng_state(state["before"][0])
+            for each, before in zip(self._generators(), state["before"][1:], strict=True):
+                each.set_state(before)
+            self._begin()
+            for _ in islice(self._pass, state["place"]):  # type: ignore[arg-type]
+                pass
+            self._place = state["place"]
+        for each, now in zip(self._generators(), state["now"], strict=True):
+            each.set_state(now)
 
 
 def train_on_minibatches(
@@ -179,6 +246,7 @@ def train_on_minibatches(
             callback=callback,
             parameters=parameters,
             sparse=sparse,
+            memory=calls,
         )
 
     # The normal guide first, by the total gradient, which is the quieter one far from the posterior: path gradients are quiet near

@@ -9,6 +9,7 @@ from typing import Any
 from pyro_flows.guides import AutoPlateFlow
 from pyro_flows.model import read_model
 
+from .checkpoint_folder import current_folder, note_resumption, seconds_before, start_from
 from .descent import Callback, Schedule
 from .minibatches import Minibatches, train_on_minibatches
 from .result import Fit
@@ -55,7 +56,8 @@ def fit_plates(
     Example:
         See :func:`fit`.
     """
-    began = time.monotonic()
+    folder = current_folder()
+    began = time.monotonic() - seconds_before(folder)
     batches = Minibatches([args] if minibatches is None else minibatches, kwargs)
     first, _ = next(iter(batches))
     structure = read_model(model, first, kwargs, allow_local=True)
@@ -70,6 +72,7 @@ def fit_plates(
         raise ValueError("guide was made for another model than the one to be fitted; give guide=AutoPlateFlow(model, ...)")
     guide.train()
     guide.setup(*first, **kwargs)
+    start_from("guide", guide)
     if minibatches is not None:
         _check_sizes(guide, first, args, kwargs)
     parameters = structure.parameters()
@@ -99,6 +102,7 @@ def fit_plates(
     finally:
         guide.eval()  # dropout is for training
     record.update(training.summary(), seconds=time.monotonic() - began)
+    note_resumption(record, folder)
     return Fit(guide, None, training, record, model, args, kwargs)
 
 

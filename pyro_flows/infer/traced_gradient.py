@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -62,15 +62,19 @@ class TracedGradient:
         self._fixed: tuple[Any, ...] = (learns, objective)
         self._distribution, self._log_density, self._parameters = distribution, log_density, list(parameters)
         self._compile, self.explain = compile, explain
-        self._seen: dict[tuple[Any, ...], int] = {}
-        self._graphs: dict[tuple[Any, ...], Callable[[Tensor], Any] | None] = {}
+        self._seen: dict[str, int] = {}
+        self._graphs: dict[str, Callable[[Tensor], Any] | None] = {}
+        self._to_trace: set[str] = set()
         reason = _why_not(distribution, log_density)
         self.record: list[str] = [] if reason is None else [f"not traced: {reason}"]
         self._may = reason is None
 
     def __call__(self, noise: Tensor, alpha: float) -> PathGradient:
         """The path gradient at draws of the base."""
-        key = (tuple(noise.shape), noise.dtype, noise.device, alpha)
+        key = f"{tuple(noise.shape)} {noise.dtype} {noise.device} {alpha}"
+        if key in self._to_trace:  # as it was in the run that goes on here
+            self._to_trace.discard(key)
+            self._trace(key, noise, alpha)
         graph = self._graphs.get(key)
         if graph is None and self._may and key not in self._graphs:
             self._seen[key] = self._seen.get(key, 0) + 1
@@ -87,10 +91,24 @@ class TracedGradient:
             self._log_density.num_evaluations += len(noise)
         return found
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was traced and how often steps came, as plain data."""
+        return {
+            "seen": self._seen,
+            "traced": {key: graph is not None for key, graph in self._graphs.items()},
+            "record": self.record,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on as what :meth:`state_dict` was of: what had been traced is traced when it comes next."""
+        self._seen, self.record = dict(state["seen"]), list(state["record"])
+        self._graphs = {key: None for key, traced in state["traced"].items() if not traced}
+        self._to_trace = {key for key, traced in state["traced"].items() if traced}
+
     def _directly(self, noise: Tensor, alpha: float) -> PathGradient:
         return path_gradient(self._distribution, self._log_density, self._parameters, noise, alpha, *self._fixed)
 
-    def _trace(self, key: tuple[Any, ...], noise: Tensor, alpha: float) -> PathGradient:
+    def _trace(self, key: str, noise: Tensor, alpha: float) -> PathGradient:
         from torch.fx.experimental.proxy_tensor import make_fx  # takes long to import
 
         began = time.monotonic()

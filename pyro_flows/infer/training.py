@@ -89,6 +89,7 @@ def train(
         progress=progress,
         callback=callback,
         parameters=parameters,
+        memory=gradient,
     )
     done.traces = gradient.record
     return done

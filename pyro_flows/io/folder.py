@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from .tensor_file import read_tensors, synchronise
 
 #: Version of the format, and bytes that a description may have.
 FORMAT = 1
@@ -66,7 +66,7 @@ def write_folder(
         if extra is not None:
             extra(partial)
         for item in partial.iterdir():
-            _synchronise(item)
+            synchronise(item)
         os.chmod(partial, 0o755)
         if os.path.lexists(path):
             before = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.before."))
@@ -75,7 +75,7 @@ def write_folder(
             shutil.rmtree(before)
         else:
             os.rename(partial, path)
-        _synchronise(path.parent)
+        synchronise(path.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -108,24 +108,4 @@ def read_folder(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         found = config.get("format") if isinstance(config, dict) else None
         raise ValueError(f"{path / CONFIG} has format {found!r}, this version reads {FORMAT}; use the version that wrote it")
-    try:
-        with safe_open(str(path / WEIGHTS), framework="pt", device="cpu") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path / WEIGHTS} is damaged, or no file of this kind: {error}") from error
-    for name, tensor in tensors.items():
-        if tensor.dtype not in _DTYPES:
-            raise ValueError(f"{path / WEIGHTS} holds {name!r} of {tensor.dtype}, which no object here has")
-    return config, tensors
-
-
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.int32, torch.uint8, torch.bool)
-
-
-def _synchronise(path: Path) -> None:
-    """Wait until the disk has it."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    return config, read_tensors(path / WEIGHTS)
