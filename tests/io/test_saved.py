@@ -62,6 +62,7 @@ def test_another_process_with_another_seed(tmp_path):
         expected[name] = [value.tolist() for value in passes(flow, 0)]
     script = (
         "import json, sys, torch, pyro_flows as pf\n"
+        "torch.set_num_threads(1)\n"
         "torch.manual_seed(99)\n"
         "found = {}\n"
         "for name in pf.flows.names():\n"
@@ -326,7 +327,7 @@ def test_folders_are_whole_or_not_there(tmp_path, monkeypatch):
         save(flow, path)
     save(moved(flow), path, overwrite=True)
     kept = {file.name: file.read_bytes() for file in path.iterdir()}
-    monkeypatch.setattr("pyro_flows.io.folder._synchronise", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("pyro_flows.io.folder.synchronise", lambda _: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         save(moved(flow), path, overwrite=True)
     assert {file.name: file.read_bytes() for file in path.iterdir()} == kept and list(tmp_path.iterdir()) == [path]
