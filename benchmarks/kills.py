@@ -1,8 +1,8 @@
 """Runs that are killed at random moments, checkpoints under way included, until so many kills are done.
 
-Every run is started again until one comes through, and has to end bit by bit as the run that was not killed: draws, losses, densities.
-After every kill all files of the folder are read. Three kinds of run take turns: ``fit`` of eight schools, ``fit`` of a guide of
-plates on minibatches, and ``fit_density``.
+Every run is started again until one comes through, and has to end bit by bit as the run that was not killed: draws, losses,
+densities. After every kill all files of the folder are read. Three kinds of run take turns: ``fit`` of eight schools, ``fit`` of a
+guide of plates on minibatches, and ``fit_density``.
 """
 
 from __future__ import annotations

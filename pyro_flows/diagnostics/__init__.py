@@ -18,6 +18,7 @@ from .sensitivity import Sensitivity
 from .typicality import (
     AnomalyScores,
     BatchTypicality,
+    PointScores,
     anomaly_scores,
     typicality_scores,
     typicality_test,
@@ -74,6 +75,7 @@ __all__ = [
     "summary",
     "to_inference_data",
     "to_netcdf",
+    "PointScores",
     "typicality_scores",
     "typicality_test",
     "typicality_test_of",

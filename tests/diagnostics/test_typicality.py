@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import pyro_flows as pf
-from pyro_flows.diagnostics import anomaly_scores, typicality_test
+from pyro_flows.diagnostics import anomaly_scores, typicality_scores, typicality_test, typicality_test_of
 
 NORMAL = dist.Normal(torch.zeros(50), 1.0).to_event(1)
 #: A density that fits badly: the level does not hang on it.
@@ -69,6 +69,35 @@ def test_a_flow_and_its_fit_are_densities():
         assert typicality_test(density, data[400:420], data[420:]).typical
 
 
+@pytest.mark.parametrize("unit", [1.0, 1e-6])
+def test_points_of_the_right_density_and_gradient(unit):
+    """Absolute values of normal draws have the density and gradient norms of these; in one variable of small units they do not."""
+    torch.manual_seed(0)
+    scale = torch.ones(20)
+    scale[0] = unit
+    normal = dist.Normal(torch.zeros(20), scale).to_event(1)
+    reference, batch = normal.sample((400,)), normal.sample((10,))
+    assert typicality_test(normal.log_prob, batch, reference).typical
+    batch = torch.where(torch.arange(20) == 0, batch + 3 * unit, batch) if unit < 1 else batch.abs()
+    found = typicality_test(normal.log_prob, batch, reference)
+    assert not found.typical and found.p_values["points"] < 0.01 and "points themselves p =" in str(found)
+    assert (found.p_values["scores"] > 0.05) == (unit == 1.0)
+    batch[0, 0] = torch.inf
+    assert not typicality_test(normal.log_prob, batch, reference).typical
+
+
+def test_the_level_of_both_parts_together_is_five_percent():
+    """200 batches: 1 to 20 alarms, outside of which binomial draws fall once in 1,000."""
+    torch.manual_seed(0)
+    flow = pf.FlowDistribution(pf.flows.affine(5))
+    scores = typicality_scores(flow, torch.randn(4000, 5))
+    alarms = 0
+    for i in range(200):
+        order = torch.randperm(4000)
+        alarms += not typicality_test_of(scores[order[:10]], scores[order[10:110]], num_permutations=199, seed=i).typical
+    assert 1 <= alarms <= 20
+
+
 def test_bad_input():
     good = NORMAL.sample((100,))
     with pytest.raises(ValueError, match="40 points at least"):
@@ -83,6 +112,11 @@ def test_bad_input():
         anomaly_scores(lambda x: NORMAL.log_prob(x).detach(), good, good)
     with pytest.raises(ValueError, match="between 0 and 1"):
         anomaly_scores(NORMAL.log_prob, good, good).anomalous(1.0)
+    scores = typicality_scores(NORMAL.log_prob, good)
+    with pytest.raises(ValueError, match="what typicality_scores returns, got Tensor"):
+        typicality_test_of(good, scores)
+    with pytest.raises(ValueError, match="of points of one shape"):
+        typicality_test_of(scores, typicality_scores(lambda x: -x.square().sum(-1), good[:, :9]))
 
 
 def test_ties_are_no_evidence():
@@ -95,7 +129,7 @@ def test_ties_are_no_evidence():
     )
     assert alarms <= 7  # more fall once in 500 at 5 %
     constant = typicality_test(lambda x: (0 * x).sum(-1), NORMAL.sample((10,)), NORMAL.sample((100,)))
-    assert constant.p_value == 1.0
+    assert constant.p_values["scores"] == 1.0 and constant.typical
     with pytest.raises(ValueError, match="got NoneType"):
         typicality_test(None, NORMAL.sample((10,)), NORMAL.sample((100,)))
 
