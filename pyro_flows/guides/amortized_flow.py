@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from pyro_flows.distributions import FlowDistribution, FlowMixture
 from pyro_flows.flows.registry import FlowFactory, build, get
+from pyro_flows.model.held_parameters import PlainParameters
 from pyro_flows.model.intervals import WithinInterval, flat_transform
 from pyro_flows.model.latents import FlatLatents
+from pyro_flows.model.seeding import seeded
 from pyro_flows.model.simulate import Simulations, SimulationTarget, draw, read_target
 from pyro_flows.model.simulator import generators_kept
 from pyro_flows.model.sites import is_circular
@@ -231,11 +233,16 @@ class AmortizedFlow(FlatGuide):
         """Set what Pyro's guides and :class:`FlatGuide` need: a trace of the latents, their plates and transforms."""
         data = {name: target.structure.observed[name] for name in self.observed_shapes}
         given = poutine.condition(target.model, data={**data, **target.structure.initial})
+
+        def model(*args: Any, **kwargs: Any) -> Any:
+            with PlainParameters():
+                return given(*args, **kwargs)
+
         with torch.no_grad(), generators_kept():
-            trace = poutine.block(poutine.trace(given).get_trace)(*target.args, **target.kwargs)
+            trace = poutine.block(poutine.trace(model).get_trace)(*target.args, **target.kwargs)
         names = {site.name for site in sites}
         for name, node in list(trace.nodes.items()):
-            if node["type"] == "sample" and name not in names:
+            if node["type"] == "param" or (node["type"] == "sample" and name not in names):
                 trace.remove_node(name)
         for name in names:
             trace.nodes[name]["is_observed"] = False
@@ -464,9 +471,7 @@ class AmortizedFlow(FlatGuide):
             raise ValueError(f"num_samples must be a positive integer, got {num_samples!r}")
         vector = self.standardised(observations)
         self._warn_if_untypical(vector)
-        with torch.random.fork_rng(enabled=seed is not None):
-            if seed is not None:
-                torch.manual_seed(seed)
+        with seeded(seed):
             return self.constrain(self._posterior(vector).sample((num_samples,)))[0]
 
     def log_prob(self, values: Mapping[str, Tensor], observations: Observations) -> Tensor:

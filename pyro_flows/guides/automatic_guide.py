@@ -14,6 +14,7 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor
 
 from pyro_flows.model.circle import find_centre
+from pyro_flows.model.held_parameters import PlainParameters
 from pyro_flows.model.sites import InitToSupport, is_circular, is_cut, is_enumerated, site_support, site_transform
 from pyro_flows.model.sphere import find_direction
 from pyro_flows.model.structure import check_latents
@@ -96,9 +97,17 @@ class AutomaticGuide(FlowGuide):
 
     def _read_prototype(self, args: Any, kwargs: Any) -> None:
         # As AutoGuide does, but loops by pyro.plate are no obstacle: their sites have names of their own.
-        trace = poutine.block(poutine.trace(self.model).get_trace)(*args, **kwargs)
+        def model(*args: Any, **kwargs: Any) -> Any:
+            with PlainParameters():
+                return self.model(*args, **kwargs)
+
+        trace = poutine.block(poutine.trace(model).get_trace)(*args, **kwargs)
         self._observed = frozenset(name for name, site in trace.nodes.items() if site["type"] == "sample" and site["is_observed"])
-        hidden = [name for name, site in trace.nodes.items() if site["type"] == "sample" and self._prototype_hide_fn(site)]
+        hidden = [
+            name
+            for name, site in trace.nodes.items()
+            if site["type"] == "param" or (site["type"] == "sample" and self._prototype_hide_fn(site))
+        ]
         for name in hidden:
             trace.remove_node(name)
         self.prototype_trace = trace

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from tqdm import tqdm
 from pyro_flows.diagnostics import Diagnosis, diagnose, psis, psis_resample, usable_log_weights
 from pyro_flows.guides.amortized_flow import AmortizedFlow, Observations
 from pyro_flows.model.latents import FlatLatents
+from pyro_flows.model.seeding import seeded
 from pyro_flows.model.simulate import Simulations, SimulationTarget, draw
 
 from .amortized_verdict import weighted_draws
@@ -207,16 +207,13 @@ def fit_amortized(
     lr = (1e-2 if objective == "flow_matching" else 3e-3) if lr is None else lr
     check_likelihood_options(lr, batch_size, max_epochs, patience, validation_share, max_time)
     given = None if simulations is None else [simulations.latents, simulations.observations]
-    identity = {
+    identity = lambda: {  # noqa: E731
         "arguments": digest([args, kwargs]),
         "simulations": digest([given, num_simulations, fresh, max_failed]),
         "options": digest([objective, warm_start, validation_share]),
         "seed": str(seed),
     }
-    with torch.random.fork_rng(enabled=seed is not None), contextlib.ExitStack() as stack:
-        if seed is not None:
-            torch.manual_seed(seed)
-        stack.enter_context(checkpoints(checkpoint, identity))
+    with seeded(seed), checkpoints(checkpoint, identity):
         target = guide.read(*args, **dict(kwargs or {}))
         if simulations is None:
             options: dict[str, Any] = {"num_workers": num_workers, "max_failed": max_failed, "progress": progress}

@@ -222,18 +222,18 @@ _current: ContextVar[CheckpointFolder | None] = ContextVar("checkpoint_folder", 
 
 
 @contextlib.contextmanager
-def checkpoints(checkpoint: str | Path | CheckpointFolder | None, identity: Mapping[str, str]) -> Any:
+def checkpoints(checkpoint: str | Path | CheckpointFolder | None, identity: Callable[[], Mapping[str, str]]) -> Any:
     """A block in which runs are noted in a folder, or in none; its first entry is what the run follows from.
 
     Args:
         checkpoint: The folder; None for none.
-        identity: Parts of what the run follows from, by name.
+        identity: Makes parts of what the run follows from, by name; called where there is a folder.
 
     Raises:
         ValueError: If the folder holds another run, or is in use.
 
     Example:
-        >>> with checkpoints(None, {}):
+        >>> with checkpoints(None, dict):
         ...     print(current_folder())
         None
     """
@@ -247,7 +247,7 @@ def checkpoints(checkpoint: str | Path | CheckpointFolder | None, identity: Mapp
     with checkpoint if isinstance(checkpoint, CheckpointFolder) else CheckpointFolder(checkpoint) as folder:
         token = _current.set(folder)
         try:
-            start = folder.entry("start", identity)
+            start = folder.entry("start", identity())
             if start.finished is None:
                 start.finish({})
             start.resume()

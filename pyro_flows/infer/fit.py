@@ -17,6 +17,8 @@ from torch import Tensor
 from pyro_flows.flows.registry import FlowFactory
 from pyro_flows.guides import AutoFlow, AutoPlateFlow
 from pyro_flows.model import LogJoint, initial_point, read_model
+from pyro_flows.model.held_parameters import training_parameters
+from pyro_flows.model.seeding import seeded
 
 from .arguments import check_seed
 from .checkpoint_folder import CheckpointFolder, checkpoints, digest, note_resumption, seconds_before, start_from
@@ -116,7 +118,7 @@ def fit(
     if non_centred is not None and not isinstance(non_centred, bool):
         raise ValueError(f"non_centred must be True, False or None, got {non_centred!r}")
     call_kwargs = dict(kwargs or {})
-    identity = {
+    identity = lambda: {  # noqa: E731
         "arguments": digest([args, call_kwargs]),
         "guide": guide if isinstance(guide, str) else type(guide).__name__,
         "options": digest([objective, num_particles, max_steps, repr(schedule), non_centred, compile, init]),
@@ -131,13 +133,13 @@ def fit(
         ):
             if value != usual:
                 raise ValueError(f"{name} has no effect on an AutoPlateFlow, got {value!r}; leave it out")
-        with _seeded(seed), checkpoints(checkpoint, identity):
+        with seeded(seed), checkpoints(checkpoint, identity):
             return fit_plates(
                 model, guide, args, call_kwargs, minibatches, num_particles, max_steps, max_time, schedule, progress, callback, seed
             )
     if minibatches is not None:
         raise ValueError("minibatches are for a guide of plates; give guide=AutoPlateFlow(model, context=...), or leave them out")
-    with _seeded(seed), checkpoints(checkpoint, identity) as folder:
+    with seeded(seed), checkpoints(checkpoint, identity) as folder:
         began = time.monotonic() - seconds_before(folder)
         structure = read_model(model, args, call_kwargs)
         auto_guide = _make_guide(model, guide, args, call_kwargs)
@@ -210,7 +212,10 @@ def fit(
 
         training: Training | None = None
         if not interrupted:
-            with suppress(KeyboardInterrupt):  # between two rounds of training; the guide is what the last one left
+            with (
+                suppress(KeyboardInterrupt),
+                training_parameters(parameters),
+            ):  # between two rounds of training; the guide is what the last one left
                 training = trained()
                 if not structure.subsampled and training.stop_reason != "interrupted":  # this takes its seconds beyond max_time
                     deadline = math.inf if max_time is None else time.monotonic() + max(1.0, 0.1 * max_time)
@@ -221,6 +226,7 @@ def fit(
                 training = training.then(done)
             training.stop_reason = "interrupted"
     record.update(training.summary(), seconds=time.monotonic() - began)
+    record.update(path_reasons=list(log_joint.reasons), particles_at_once=min(log_joint.particles_at_once, particles))
     note_resumption(record, folder)
     return Fit(auto_guide, log_joint, training, record, model, args, call_kwargs)
 
@@ -254,22 +260,6 @@ def _check_arguments(
         raise ValueError(f"callback must be callable as callback(step, loss), or None, got {type(callback).__name__}")
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise ValueError(f"kwargs must be a dictionary of keyword arguments of the model, got {type(kwargs).__name__}")
-
-
-class _seeded:  # noqa: N801  (used as a function)
-    """Seed torch for a block and put its generators back; does nothing where the seed is None."""
-
-    def __init__(self, seed: int | None) -> None:
-        self.seed = seed
-        self.fork = torch.random.fork_rng(enabled=seed is not None)
-
-    def __enter__(self) -> None:
-        self.fork.__enter__()
-        if self.seed is not None:
-            torch.manual_seed(self.seed)
-
-    def __exit__(self, *exception: Any) -> None:
-        self.fork.__exit__(*exception)
 
 
 def _make_guide(model: Callable[..., Any], guide: Any, args: Any, kwargs: Mapping[str, Any]) -> AutoFlow:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 import warnings
@@ -20,6 +19,7 @@ from pyro_flows.distributions import FlowDistribution, FlowMixture
 from pyro_flows.flows.registry import FlowFactory, build
 from pyro_flows.manifolds.sphere import SPHERE
 from pyro_flows.manifolds.torus import circles_of
+from pyro_flows.model.seeding import seeded
 from pyro_flows.nn import Standardised
 from pyro_flows.transforms import CNF, Compose, ContextMap, FlowTransform, LowerCholeskyAffine, record_costs
 from pyro_flows.transforms.actnorm import initialize_actnorms
@@ -126,9 +126,7 @@ class DensityFit:
         """
         check_count("num_samples", num_samples)
         check_seed(seed)
-        with torch.random.fork_rng(enabled=seed is not None):
-            if seed is not None:
-                torch.manual_seed(seed)
+        with seeded(seed):
             return self._at(context).sample((num_samples,))  # type: ignore[no-any-return]
 
 
@@ -226,16 +224,13 @@ def fit_density(
     weights = _checked_regularisers(regularise, objective)
     rows = _checked("data", (data,) if context is None else (data, context))
     held = None if validation is None else _checked("validation", validation, rows)
-    identity = {
+    identity = lambda: {  # noqa: E731
         "data": digest([rows, held]),
         "flow": flow if isinstance(flow, str) else type(flow).__name__,
         "options": digest([objective, path, weights, flow_options, steep, standardise, validation_share]),
         "seed": str(seed),
     }
-    with torch.random.fork_rng(enabled=seed is not None), contextlib.ExitStack() as stack:
-        if seed is not None:
-            torch.manual_seed(seed)
-        folder = stack.enter_context(checkpoints(checkpoint, identity))
+    with seeded(seed), checkpoints(checkpoint, identity) as folder:
         if isinstance(flow, torch.nn.Module):
             start_from("flow", flow)
         if held is None:

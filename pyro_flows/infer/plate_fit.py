@@ -8,6 +8,7 @@ from typing import Any
 
 from pyro_flows.guides import AutoPlateFlow
 from pyro_flows.model import read_model
+from pyro_flows.model.held_parameters import training_parameters
 
 from .checkpoint_folder import current_folder, note_resumption, seconds_before, start_from
 from .descent import Callback, Schedule
@@ -85,20 +86,21 @@ def fit_plates(
         "missed_modes_not_sought": "a guide of plates has no search for them",
     }
     try:
-        training = train_on_minibatches(
-            model,
-            guide,
-            batches,
-            list(parameters.values()),
-            num_particles=num_particles or 8,
-            nesting=structure.max_plate_nesting,
-            max_steps=max_steps,
-            max_time=max_time,
-            schedule=schedule,
-            progress=progress,
-            callback=callback,
-            record=record,
-        )
+        with training_parameters(parameters):
+            training = train_on_minibatches(
+                model,
+                guide,
+                batches,
+                list(parameters.values()),
+                num_particles=num_particles or 8,
+                nesting=structure.max_plate_nesting,
+                max_steps=max_steps,
+                max_time=max_time,
+                schedule=schedule,
+                progress=progress,
+                callback=callback,
+                record=record,
+            )
     finally:
         guide.eval()  # dropout is for training
     record.update(training.summary(), seconds=time.monotonic() - began)

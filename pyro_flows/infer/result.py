@@ -30,6 +30,8 @@ from pyro_flows.guides import AutoFlow, AutoPlateFlow
 from pyro_flows.guides.flow_guide import check_exact_density
 from pyro_flows.guides.plate_joint import PlateJoint
 from pyro_flows.model import LogJoint, predictive, read_model
+from pyro_flows.model.held_parameters import HeldParameters
+from pyro_flows.model.seeding import seeded
 
 from .arguments import check_count, check_seed
 from .fit_checks import checked_draws, leave_one_out_of, power_scaled, predictive_shares
@@ -76,7 +78,12 @@ class Fit:
         self.losses = training.losses
         self.stop_reason = training.stop_reason
         self.record = record
-        self._model, self._args, self._kwargs = model, args, kwargs
+        # What the model has learnt stays with the fit, whatever becomes of Pyro's store.
+        names = record.get("model_parameters", [])
+        self._model = HeldParameters(model, names) if names else model
+        self._args, self._kwargs = args, kwargs
+        if log_joint is not None:
+            log_joint.model = self._model
 
     def __repr__(self) -> str:
         keys = ("flow", "dim", "start", "path", "steps", "stop_reason")
@@ -124,9 +131,7 @@ class Fit:
         check_count("num_samples", num_samples)
         check_seed(seed)
         q = self._q  # made at first use, with random numbers of its own
-        with torch.random.fork_rng(enabled=seed is not None), torch.no_grad():
-            if seed is not None:
-                torch.manual_seed(seed)
+        with seeded(seed), torch.no_grad():
             return q.rsample_and_log_prob((num_samples,))  # type: ignore[no-any-return]
 
     def _weighted(self, num_samples: int, seed: int | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -298,9 +303,7 @@ class Fit:
                     f"plates {drawn} draw minibatches at these arguments, and latents of one would meet the data of another; give "
                     f"arguments at which the plates are whole, or pass their indices"
                 )
-            with torch.random.fork_rng(enabled=seed is not None):
-                if seed is not None:
-                    torch.manual_seed(seed)
+            with seeded(seed):
                 values = self.guide.sample(num_samples, *args, **kwargs)
             return predictive(self._model, values, args, kwargs, seed=seed)
         if not args:
@@ -373,9 +376,7 @@ class Fit:
                 "the guide has several modes, between which a chain does not move, though its R-hat may look good; "
                 "take fit.resample, which weights them rightly"
             )
-        with torch.random.fork_rng(enabled=seed is not None):
-            if seed is not None:
-                torch.manual_seed(seed)
+        with seeded(seed):
             chains = neural_transport(
                 self.guide.distribution,
                 self.log_joint,

@@ -19,6 +19,7 @@ from pyro_flows.io.folder import DRAWS, read_folder, write_folder
 from pyro_flows.io.guides import describe_guide, restore_guide
 from pyro_flows.io.modules import describe, restore
 from pyro_flows.model import LogJoint, read_model
+from pyro_flows.model.held_parameters import HeldParameters
 from pyro_flows.transforms import FlowTransform
 
 from .amortized import AmortizedFit
@@ -171,7 +172,8 @@ def _loaded(
 def _save_fit(fit: Fit, path: str | Path, draws: int, overwrite: bool) -> Path:
     data, tensors = describe_guide(fit.guide)
     structure = read_model(fit._model, fit._args, fit._kwargs, allow_local=True)
-    values = {f"model.{name}": value.detach().cpu().clone() for name, value in structure.parameters().items()}
+    held = fit._model.unconstrained if isinstance(fit._model, HeldParameters) else {}
+    values = {f"model.{name}": value.cpu().clone() for name, value in held.items()}
     config = {
         "kind": "fit",
         **data,

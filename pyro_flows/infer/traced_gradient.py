@@ -91,6 +91,13 @@ class TracedGradient:
             self._log_density.num_evaluations += len(noise)
         return found
 
+    def halve(self, count: int) -> bool:
+        """Run the model for half as many particles at once from now on, as memory ran out; whether that can be."""
+        if not (isinstance(self._log_density, LogJoint) and self._log_density.halve(count)):
+            return False
+        self._graphs.clear()  # they run the model for all particles
+        return True
+
     def state_dict(self) -> dict[str, Any]:
         """What was traced and how often steps came, as plain data."""
         return {

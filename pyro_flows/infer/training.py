@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_flows.distributions import FlowDistribution
+from pyro_flows.model.memory import is_out_of_memory
 
 from .descent import Callback, Schedule, Step, Training, descend
 from .path_gradient import LogDensity
@@ -113,6 +114,10 @@ def take_step(gradient: TracedGradient, noise: Tensor, alpha: float, parameters:
     except ArithmeticError as error:  # a solver that did not get through
         why = f" ({error})"
         return Step(math.nan, math.nan, len(noise), len(noise), lambda: why)
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error) and gradient.halve(len(noise)):
+            return take_step(gradient, noise, alpha, parameters)
+        raise
     dropped = len(noise) - int(found.usable.sum())
     if dropped > 0.1 * len(noise):
         return Step(math.nan, math.nan, len(noise), dropped, lambda: gradient.explain(found.z))

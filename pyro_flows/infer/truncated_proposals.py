@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from pyro_flows.guides.amortized_flow import AmortizedFlow, Observations
 from pyro_flows.model.prior_draws import prior_draws
+from pyro_flows.model.seeding import seeded
 from pyro_flows.model.simulate import SimulationTarget, draw
 from pyro_flows.model.simulator import SimulatorModel
 
@@ -92,9 +93,7 @@ def fit_truncated(
     check_seed(seed)
     shared: dict[str, Any] = {"num_workers": num_workers, "max_failed": max_failed, "progress": progress}
     rounds: list[AmortizedFit] = []
-    with torch.random.fork_rng(enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
+    with seeded(seed):
         target = guide.read(*args, **dict(kwargs or {}))
         found = first = draw(target, num_simulations, **shared)
         for number in range(num_rounds):

@@ -23,7 +23,9 @@ from .agreement import Evaluation, cut_directions, difference
 from .enumeration import enumerated_trace, finite_sites, summed_log_prob
 from .evaluate import Evaluate
 from .latents import FlatLatents
+from .memory import is_out_of_memory
 from .rewrites import LinAlgError, rewritten
+from .seeding import TURN
 from .sites import location_and_log_scale
 from .structure import ModelStructure, read_model
 
@@ -113,6 +115,7 @@ class LogJoint:
         self._indices: Mapping[str, Tensor] = {}
         self.num_evaluations = 0
         self._advised = True
+        self._most_at_once = 2**62
         self._own_control_flow = False
         self.path = self._choose(_PATHS if path is None else (path,))
 
@@ -125,6 +128,34 @@ class LogJoint:
         self.num_evaluations += len(z)
         if z.dim() != 2 or z.shape[-1] != self.structure.dim:
             raise ValueError(f"z must have shape (N, {self.structure.dim}), got {tuple(z.shape)}")
+        with TURN:
+            while True:
+                try:
+                    return self._in_parts(z)
+                except (MemoryError, RuntimeError) as error:
+                    if not (is_out_of_memory(error) and self.halve(len(z))):
+                        raise
+
+    def halve(self, count: int) -> bool:
+        """Take half as many particles at once from now on, because memory ran out.
+
+        Args:
+            count: How many were asked for.
+
+        Returns:
+            Whether that can be: not with one particle, nor where plates draw minibatches, which all particles share.
+        """
+        at_once = min(count, self.particles_at_once)
+        if at_once < 2 or self.structure.subsampled:
+            return False
+        self._most_at_once = at_once // 2
+        self.reasons.append(f"memory ran out with {at_once} particles at once: {at_once // 2} from then on")
+        warnings.warn(self.reasons[-1], stacklevel=3)
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        return True
+
+    def _in_parts(self, z: Tensor) -> Tensor:
         if len(z) <= self.particles_at_once:
             return self._at_once(z)
         parts = z.split(self.particles_at_once)
@@ -146,7 +177,7 @@ class LogJoint:
         if self.structure.subsampled:  # parts would see different minibatches
             return 2**62
         widest = max([self.structure.dim, *(value.numel() for value in self.structure.observed.values())])
-        return max(1, MEMORY // (_LIVE_TENSORS * widest * self.structure.dtype.itemsize))
+        return min(self._most_at_once, max(1, MEMORY // (_LIVE_TENSORS * widest * self.structure.dtype.itemsize)))
 
     @torch.no_grad()
     def full(self, z: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from .rewrites import rewritten
+from .seeding import seeded
 from .sites import Site, is_deterministic, is_enumerated, is_factor, is_subsample
 
 
@@ -105,9 +106,7 @@ def predictive(
                 ) from error
         return predict.drawn
 
-    with torch.random.fork_rng(enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
+    with seeded(seed):
         for function in (single, lambda given: rewritten(lambda _: single(given))(next(iter(given.values())))):
             try:
                 return torch.func.vmap(function, randomness="different")(dict(values))  # type: ignore[no-any-return]

@@ -321,7 +321,7 @@ def test_generators_of_python_and_numpy_go_on_too(tmp_path):
     for attempt in range(2):
         random.seed(attempt)
         np.random.seed(attempt)
-        with checkpoints(tmp_path / "run", {}):
+        with checkpoints(tmp_path / "run", dict):
             drawn.append((random.random(), np.random.rand()))
     assert drawn[0] == drawn[1]
 
@@ -330,7 +330,7 @@ def test_a_value_that_took_long_is_remembered_alone_in_its_run(tmp_path):
     assert remembered("x", lambda: 1) == 1
     seen = []
     for _ in range(2):
-        with checkpoints(tmp_path / "run", {}):
+        with checkpoints(tmp_path / "run", dict):
             assert remembered("x", lambda: seen.append(None) or [1.5, float("inf"), None]) == [1.5, float("inf"), None]
     assert len(seen) == 1
 
