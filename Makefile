@@ -2,6 +2,7 @@
 PYTHON ?= python3
 WORKERS ?= 2
 PYTEST_ARGS ?=
+FUZZ_CASES ?= 5000
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 
@@ -20,13 +21,14 @@ EXTRAS_bench := bench,test
 # $(call timed,what,command): runs the command, says how long it took, and fails if it failed.
 timed = @start=$$(date +%s); $(2); status=$$?; echo "== $(1): $$(( $$(date +%s) - start )) s"; exit $$status
 
-.PHONY: help demo test test-slow test-arviz1 lint format docs bench clean
+.PHONY: help demo test test-slow fuzz test-arviz1 lint format docs bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       eight schools end to end: summary, verdict, posterior.nc, posterior.png"
 	@echo "make test       lint, then every test but the slow ones"
 	@echo "make test-slow  every test"
+	@echo "make fuzz       5,000 cases of every family of tests/fuzz"
 	@echo "make test-arviz1  what uses arviz, under arviz 1.x, in an environment of its own"
 	@echo "make lint       ruff and mypy"
 	@echo "make format     let ruff mend what it can"
@@ -63,6 +65,9 @@ test: lint
 
 test-slow: lint
 	$(call timed,all tests,$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --slow $(PYTEST_ARGS))
+
+fuzz: $(VENV)/stamp-test
+	$(call timed,fuzzing,FUZZ_CASES=$(FUZZ_CASES) $(BIN)/python -m pytest tests/fuzz $(PYTEST_ARGS))
 
 # arviz 1.x asks for Python 3.12; --ignore-requires-python lets the bridge be tried on 3.11 as well.
 $(VENV)-arviz1/stamp: pyproject.toml constraints.txt constraints-arviz1.txt

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from ..transforms.compose import Compose
 from ..transforms.core import FlowTransform
 from ..transforms.planar import Planar
+from .mixing import check_num_layers
 from .registry import register
 
 
@@ -30,6 +31,5 @@ def planar(input_dim: int, context_dim: int = 0, *, num_layers: int = 8, hidden_
         >>> planar(3, num_layers=2)(torch.ones(3)).tolist()
         [1.0, 1.0, 1.0]
     """
-    if num_layers < 1:
-        raise ValueError(f"num_layers must be at least 1, got {num_layers}")
+    check_num_layers(num_layers)
     return Compose([Planar(input_dim, context_dim, hidden_dims=hidden_dims) for _ in range(num_layers)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -84,10 +85,26 @@ def register(
     def decorate(factory: _F) -> _F:
         if name in _REGISTRY:
             raise ValueError(f"name={name!r} is registered already, by {_REGISTRY[name].factory}; choose another name")
-        _REGISTRY[name] = FlowInfo(name, factory, cheap, inverse, paper, smoothness, event)
-        return factory
+        checked = _with_sizes_checked(factory, event)
+        _REGISTRY[name] = FlowInfo(name, checked, cheap, inverse, paper, smoothness, event)
+        return checked
 
     return decorate
+
+
+def _with_sizes_checked(factory: _F, event: Event) -> _F:
+    """The factory, which refuses a number of variables or a size of the context that is none."""
+
+    @functools.wraps(factory)
+    def checked(input_dim: Any, context_dim: int = 0, **options: Any) -> FlowTransform:
+        if event == "vector" and (not isinstance(input_dim, int) or isinstance(input_dim, bool) or input_dim < 1):
+            raise ValueError(f"input_dim must be a positive integer, got {input_dim!r}")
+        if not isinstance(context_dim, int) or isinstance(context_dim, bool) or context_dim < 0:
+            raise ValueError(f"context_dim must be an integer that is not negative, got {context_dim!r}")
+        made: FlowTransform = factory(input_dim, context_dim, **options)
+        return made
+
+    return checked  # type: ignore[return-value]
 
 
 def unregister(name: str) -> None:

@@ -88,6 +88,7 @@ def set_state(module: nn.Module, state: State, device: torch.device | None = Non
     parts = dict(module.named_modules(remove_duplicate=False))
     resizable = {name for name, part in parts.items() if type(part).__name__ in _RESIZABLE}
     made: dict[str, Tensor] = {}
+    dtypes: dict[torch.dtype, torch.dtype] = {}
     for name, own in there.items():
         source = state.aliases.get(name, name)
         if source not in state.tensors:
@@ -98,6 +99,8 @@ def set_state(module: nn.Module, state: State, device: torch.device | None = Non
             raise ValueError(f"weight {name!r} has shape {tuple(value.shape)}, expected {tuple(own.shape)}")
         if value.is_floating_point() != own.is_floating_point() or value.dtype.is_complex:
             raise ValueError(f"weight {name!r} has dtype {value.dtype}, expected one like {own.dtype}")
+        if dtypes.setdefault(own.dtype, value.dtype) != value.dtype:
+            raise ValueError(f"weight {name!r} has dtype {value.dtype}, and others like it have {dtypes[own.dtype]}")
         if value.is_floating_point() and bool(torch.isnan(value).any()):
             raise ValueError(f"weight {name!r} holds {int(torch.isnan(value).sum())} NaNs")
         if source not in made:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .mlp import check_hidden_dims, check_positive
+from .mlp import check_hidden_dims, check_positive, is_between
 from .recorded import Recorded
 from .spectral import nonexpansive
 
@@ -50,8 +50,8 @@ class ContractiveNetwork(Recorded, nn.Module):
     def __init__(self, dim: int, context_dim: int, lipschitz: float) -> None:
         super().__init__()
         check_positive(input_dim=dim)
-        if not 0 < lipschitz < 1:
-            raise ValueError(f"lipschitz must be between 0 and 1, or the map has no inverse, got {lipschitz}")
+        if not is_between(lipschitz, 0, 1):
+            raise ValueError(f"lipschitz must be between 0 and 1, or the map has no inverse, got {lipschitz!r}")
         self.dim, self.context_dim, self.lipschitz = dim, context_dim, lipschitz
 
     def extra_repr(self) -> str:

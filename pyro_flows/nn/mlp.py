@@ -21,8 +21,8 @@ def check_hidden_dims(hidden_dims: Sequence[int]) -> tuple[int, ...]:
         >>> check_hidden_dims([64, 64])
         (64, 64)
     """
-    if isinstance(hidden_dims, int):
-        raise ValueError(f"hidden_dims must be a sequence such as ({hidden_dims},), got the number {hidden_dims}")
+    if not isinstance(hidden_dims, Sequence) or isinstance(hidden_dims, str):
+        raise ValueError(f"hidden_dims must be a sequence of widths such as (64, 64), got {hidden_dims!r}")
     widths = tuple(hidden_dims)
     if not all(isinstance(width, int) and not isinstance(width, bool) and width > 0 for width in widths):
         raise ValueError(f"hidden_dims must be positive integers, got {hidden_dims!r}")
@@ -41,6 +41,16 @@ def check_positive(**sizes: int) -> None:
     for name, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise ValueError(f"{name} must be a positive integer, got {size!r}")
+
+
+def is_between(value: object, low: float, high: float) -> bool:
+    """Whether something is a number between two others, neither of them.
+
+    Example:
+        >>> is_between(0.5, 0, 1), is_between("a", 0, 1), is_between(True, 0, 2)
+        (True, False, False)
+    """
+    return isinstance(value, int | float) and not isinstance(value, bool) and low < value < high
 
 
 class MLP(Recorded, nn.Module):

@@ -145,7 +145,7 @@ class VelocityMLP(VelocityField):
         widths = check_hidden_dims(hidden_dims)
         if not widths:
             raise ValueError("hidden_dims must have one width at least, got ()")
-        if activation not in _ACTIVATIONS:
+        if not isinstance(activation, str) or activation not in _ACTIVATIONS:
             raise ValueError(f"activation must be one of {list(_ACTIVATIONS)}, got {activation!r}")
         if time not in ("film", "concat"):
             raise ValueError(f'time must be "film" or "concat", got {time!r}')

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from ..nn.mlp import check_positive
 from ..solvers import sech_squared, tanh_root
 from .context_parameters import ContextParameters
 from .core import FlowTransform
@@ -64,11 +65,11 @@ class Sylvester(FlowTransform):
     ) -> None:
         super().__init__(input_dim, context_dim)
         num_units = input_dim if num_units is None else num_units
-        if not 1 <= num_units <= input_dim:
+        check_positive(num_units=num_units)
+        if num_units > input_dim:
             raise ValueError(f"num_units must be in 1 … {input_dim} (input_dim), got {num_units}")
         num_reflections = num_units if num_reflections is None else num_reflections
-        if num_reflections < 1:
-            raise ValueError(f"num_reflections must be at least 1, got {num_reflections}")
+        check_positive(num_reflections=num_reflections)
         self.num_units = num_units
         packed = num_units * (num_units - 1) // 2
         self.params = ContextParameters(

@@ -260,7 +260,7 @@ def test_sylvester_with_one_unit_is_planar():
 
 @pytest.mark.parametrize("units", [0, 4])
 def test_number_of_units_is_validated(units):
-    with pytest.raises(ValueError, match=f"num_units must be in 1 … 3 .*got {units}"):
+    with pytest.raises(ValueError, match=f"num_units must be .*got {units}"):
         Sylvester(3, num_units=units)
 
 
@@ -278,5 +278,5 @@ def test_factories_stack_and_invert(factory):
     back, inverse_log_det = flow.inverse_and_log_det(y, context)
     torch.testing.assert_close(back, x, atol=1e-10, rtol=1e-10)
     torch.testing.assert_close(inverse_log_det, -log_det, atol=1e-10, rtol=1e-10)
-    with pytest.raises(ValueError, match="num_layers must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="num_layers must be a positive integer, got 0"):
         factory(D, num_layers=0)

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from pyro_flows.nn.mlp import is_between
 from pyro_flows.solvers.mode import takes_closed_forms
 
 from .base import Params
@@ -40,8 +41,8 @@ class Affine(ClosedFormMap):
 
     def __init__(self, log_scale_bound: float = 3.0) -> None:
         super().__init__()
-        if not 0 < log_scale_bound < math.inf:
-            raise ValueError(f"log_scale_bound must be positive and finite, got {log_scale_bound}")
+        if not is_between(log_scale_bound, 0, math.inf):
+            raise ValueError(f"log_scale_bound must be positive and finite, got {log_scale_bound!r}")
         self.log_scale_bound = log_scale_bound
 
     def extra_repr(self) -> str:

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from pyro_flows.nn.mlp import is_between
+
 #: Log of e - 1, of which the softplus is 1.
 LOG_E_MINUS_1 = 0.541324854612918
 
@@ -31,8 +33,8 @@ def check_bound(value: float) -> float:
         >>> check_bound(5.0)
         5.0
     """
-    if not 0 < value < math.inf:
-        raise ValueError(f"bound must be positive and finite, got {value}")
+    if not is_between(value, 0, math.inf):
+        raise ValueError(f"bound must be positive and finite, got {value!r}")
     return value
 
 
@@ -46,8 +48,8 @@ def check_least_slope(value: float) -> float:
         >>> check_least_slope(0.5)
         0.5
     """
-    if not 0 < value < 1:
-        raise ValueError(f"min_slope must be between 0 and 1, got {value}")
+    if not is_between(value, 0, 1):
+        raise ValueError(f"min_slope must be between 0 and 1, got {value!r}")
     return value
 
 
