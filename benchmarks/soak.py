@@ -91,8 +91,8 @@ def main() -> None:
         print(f"{readings[i][0]:>8.1f}{readings[i][1]:>10.1f}")
     if early and late:
         growth = statistics.mean(late) / statistics.mean(early) - 1
-        print(f"{len(readings)} rounds; {statistics.mean(early):.1f} MiB after the warm-up, {statistics.mean(late):.1f} at the end: "
-              f"{100 * growth:+.2f} %")  # fmt: skip
+        means = f"{statistics.mean(early):.1f} MiB after the warm-up, {statistics.mean(late):.1f} at the end"
+        print(f"{len(readings)} rounds; {means}: {100 * growth:+.2f} %")
 
 
 if __name__ == "__main__":
