@@ -91,7 +91,7 @@ def departure(shares: Tensor) -> str:
 
     Example:
         >>> departure(torch.full((100,), 0.9))
-        'too low and too wide'
+        'too low and too narrow'
     """
     shift, spread = float(shares.mean()) - 0.5, 12 * float((shares - 0.5).square().mean())
     said = []
