@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import pyro_flows as pf
 from pyro_flows.infer import CheckpointFolder
-from pyro_flows.infer.checkpoint_folder import digest
+from pyro_flows.infer.digest import digest
 from pyro_flows.io.tensor_file import read_tensor_file
 
 Y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])

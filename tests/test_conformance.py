@@ -5,15 +5,12 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from registry import FLOWS, FLOWS_FOR_LAWS, IMAGES, TOLD, TRANSFORMS, UNCONDITIONAL, Flattened
 
 from pyro_flows.testing import FLOW_LAWS, LAWS, Case, check_flow, check_transform
-
-sys.path.insert(0, str(Path(__file__).parent))
-from registry import FLOWS, FLOWS_FOR_LAWS, IMAGES, TOLD, TRANSFORMS, UNCONDITIONAL, Flattened
 
 # Tracing is slow and does not depend on these.
 ONCE = {"compiles_in_one_graph", "cache_is_never_stale", "pyro_module_trains"}

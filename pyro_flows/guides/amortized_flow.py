@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pyro_flows.distributions import FlowDistribution, FlowMixture
 from pyro_flows.flows.registry import FlowFactory, build, get
-from pyro_flows.model.held_parameters import PlainParameters
+from pyro_flows.model.held_parameters import with_plain_parameters
 from pyro_flows.model.intervals import WithinInterval, flat_transform
 from pyro_flows.model.latents import FlatLatents
 from pyro_flows.model.seeding import seeded
@@ -233,13 +233,8 @@ class AmortizedFlow(FlatGuide):
         """Set what Pyro's guides and :class:`FlatGuide` need: a trace of the latents, their plates and transforms."""
         data = {name: target.structure.observed[name] for name in self.observed_shapes}
         given = poutine.condition(target.model, data={**data, **target.structure.initial})
-
-        def model(*args: Any, **kwargs: Any) -> Any:
-            with PlainParameters():
-                return given(*args, **kwargs)
-
         with torch.no_grad(), generators_kept():
-            trace = poutine.block(poutine.trace(model).get_trace)(*target.args, **target.kwargs)
+            trace = poutine.block(poutine.trace(with_plain_parameters(given)).get_trace)(*target.args, **target.kwargs)
         names = {site.name for site in sites}
         for name, node in list(trace.nodes.items()):
             if node["type"] == "param" or (node["type"] == "sample" and name not in names):

@@ -14,7 +14,7 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor
 
 from pyro_flows.model.circle import find_centre
-from pyro_flows.model.held_parameters import PlainParameters
+from pyro_flows.model.held_parameters import with_plain_parameters
 from pyro_flows.model.sites import InitToSupport, is_circular, is_cut, is_enumerated, site_support, site_transform
 from pyro_flows.model.sphere import find_direction
 from pyro_flows.model.structure import check_latents
@@ -97,11 +97,7 @@ class AutomaticGuide(FlowGuide):
 
     def _read_prototype(self, args: Any, kwargs: Any) -> None:
         # As AutoGuide does, but loops by pyro.plate are no obstacle: their sites have names of their own.
-        def model(*args: Any, **kwargs: Any) -> Any:
-            with PlainParameters():
-                return self.model(*args, **kwargs)
-
-        trace = poutine.block(poutine.trace(model).get_trace)(*args, **kwargs)
+        trace = poutine.block(poutine.trace(with_plain_parameters(self.model)).get_trace)(*args, **kwargs)
         self._observed = frozenset(name for name, site in trace.nodes.items() if site["type"] == "sample" and site["is_observed"])
         hidden = [
             name

@@ -20,9 +20,11 @@ from pyro_flows.model.simulate import Simulations, SimulationTarget, draw
 
 from .amortized_verdict import weighted_draws
 from .arguments import check_count, check_seed
-from .checkpoint_folder import CheckpointFolder, checkpoints, current_folder, digest, remembered, seconds_before, start_from
+from .checkpoint_folder import CheckpointFolder
+from .digest import digest
 from .flow_matching import flow_matching_loss
 from .maximum_likelihood import check_likelihood_options, maximise_likelihood
+from .noted_run import checkpoints, current_folder, remembered, seconds_before, start_from
 
 
 @dataclass
@@ -207,17 +209,21 @@ def fit_amortized(
     lr = (1e-2 if objective == "flow_matching" else 3e-3) if lr is None else lr
     check_likelihood_options(lr, batch_size, max_epochs, patience, validation_share, max_time)
     given = None if simulations is None else [simulations.latents, simulations.observations]
-    identity = lambda: {  # noqa: E731
-        "arguments": digest([args, kwargs]),
-        "simulations": digest([given, num_simulations, fresh, max_failed]),
-        "options": digest([objective, warm_start, validation_share]),
-        "seed": str(seed),
-    }
+
+    def identity() -> dict[str, str]:
+        return {
+            "arguments": digest([args, kwargs]),
+            "simulations": digest([given, num_simulations, fresh, max_failed]),
+            "options": digest([objective, warm_start, validation_share, lr, batch_size, max_epochs, patience]),
+            "seed": str(seed),
+        }
+
     with seeded(seed), checkpoints(checkpoint, identity):
         target = guide.read(*args, **dict(kwargs or {}))
         if simulations is None:
             options: dict[str, Any] = {"num_workers": num_workers, "max_failed": max_failed, "progress": progress}
-            simulations = Simulations(**remembered("simulations", lambda: vars(draw(target, num_simulations, **options))))
+            drawn = remembered("simulations", lambda: vars(draw(target, num_simulations, **options)), target.structure.device)
+            simulations = Simulations(**drawn)
             if fresh is None:
                 fresh = simulations.path in ("vmap", "plate")
         if not warm_start or guide.prototype_trace is None:

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import math
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from filelock import FileLock, Timeout
-from torch import Tensor, nn
 
 from pyro_flows.io.codec import Decoder, Encoder
 from pyro_flows.io.tensor_file import PARTIAL, read_description, read_tensor_file, write_tensor_file
@@ -25,7 +19,6 @@ from .generators import generator_states, set_generator_states
 #: Version of the format.
 _FORMAT = 1
 _RUNNING, _SUFFIX = "running", ".safetensors"
-_LARGEST = 2**34
 
 
 class CheckpointFolder:
@@ -201,7 +194,7 @@ class Entry:
                 f"folder, or remove {self.folder.path} to start anew"
             )
         try:
-            content = Decoder(tensors, _LARGEST).decode(description["content"])
+            content = Decoder(tensors).decode(description["content"])
             content["generators"]["torch"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged: {error}; remove {self.folder.path} to start anew") from error
@@ -216,186 +209,3 @@ def _seconds(path: Path) -> float:
     except (ValueError, KeyError, TypeError):
         return 0.0  # this is said where the file is read
     return float(found) if isinstance(found, int | float) else 0.0
-
-
-_current: ContextVar[CheckpointFolder | None] = ContextVar("checkpoint_folder", default=None)
-
-
-@contextlib.contextmanager
-def checkpoints(checkpoint: str | Path | CheckpointFolder | None, identity: Callable[[], Mapping[str, str]]) -> Any:
-    """A block in which runs are noted in a folder, or in none; its first entry is what the run follows from.
-
-    Args:
-        checkpoint: The folder; None for none.
-        identity: Makes parts of what the run follows from, by name; called where there is a folder.
-
-    Raises:
-        ValueError: If the folder holds another run, or is in use.
-
-    Example:
-        >>> with checkpoints(None, dict):
-        ...     print(current_folder())
-        None
-    """
-    if checkpoint is None:
-        token = _current.set(None)
-        try:
-            yield None
-        finally:
-            _current.reset(token)
-        return
-    with checkpoint if isinstance(checkpoint, CheckpointFolder) else CheckpointFolder(checkpoint) as folder:
-        token = _current.set(folder)
-        try:
-            start = folder.entry("start", identity())
-            if start.finished is None:
-                start.finish({})
-            start.resume()
-            yield folder
-        finally:
-            _current.reset(token)
-
-
-def current_folder() -> CheckpointFolder | None:
-    """The folder of the run that is under way, if it has one.
-
-    Example:
-        >>> current_folder() is None
-        True
-    """
-    return _current.get()
-
-
-def remembered(what: str, compute: Callable[[], Any]) -> Any:
-    """A value that depends on the clock, or takes long: the one that was noted, where there is one.
-
-    Args:
-        what: Its name.
-        compute: Makes it: numbers, strings, tensors, or lists and dictionaries of them.
-
-    Example:
-        >>> remembered("sum", lambda: 1 + 2)
-        3
-    """
-    folder = current_folder()
-    if folder is None:
-        return compute()
-    entry = folder.entry(what, {})
-    if entry.finished is not None:
-        entry.resume()
-        return entry.finished["value"]
-    value = compute()
-    entry.finish({"value": value})
-    return value
-
-
-def done_once(what: str, module: nn.Module, change: Callable[[], Any]) -> None:
-    """Change a module in a way that takes long, or give it the state that this left it in.
-
-    Args:
-        what: A name of the change.
-        module: The module.
-        change: Makes the change, in place.
-
-    Example:
-        >>> done_once("zeros", layer := torch.nn.Linear(1, 1), lambda: torch.nn.init.zeros_(layer.weight))
-        >>> layer.weight.item()
-        0.0
-    """
-    folder = current_folder()
-    entry = None if folder is None else folder.entry(what, {})
-    if entry is None or entry.finished is None:
-        change()
-        if entry is not None:
-            entry.finish({"module": dict(module.state_dict())})
-    else:
-        module.load_state_dict(entry.finished["module"])
-        entry.resume()
-
-
-def seconds_before(folder: CheckpointFolder | None) -> float:
-    """Seconds that a run took before it was killed.
-
-    Example:
-        >>> seconds_before(None)
-        0.0
-    """
-    return 0.0 if folder is None else folder.seconds_before
-
-
-def note_resumption(record: dict[str, Any], folder: CheckpointFolder | None) -> None:
-    """Say in a record what was under way when the run was killed, if it was.
-
-    Example:
-        >>> record = {}
-        >>> note_resumption(record, None)
-        >>> record
-        {}
-    """
-    if folder is not None and folder.seconds_before:
-        record["resumed"] = folder.resumed or ["after all training"]
-
-
-def start_from(what: str, module: nn.Module) -> None:
-    """Note the state that a module of the user's starts from, or put it back to that.
-
-    Args:
-        what: Its name.
-        module: The module.
-
-    Raises:
-        ValueError: If another module is noted.
-
-    Example:
-        >>> start_from("flow", torch.nn.Linear(1, 1))
-    """
-    folder = current_folder()
-    if folder is None:
-        return
-    state = {key: value for key, value in module.state_dict().items() if isinstance(value, Tensor)}
-    entry = folder.entry(what, {f"shape of {key}": str(tuple(value.shape)) for key, value in state.items()})
-    if entry.finished is None:
-        entry.finish({"module": state})
-    else:
-        module.load_state_dict(entry.finished["module"], strict=False)
-        entry.resume()
-
-
-def digest(value: Any) -> str:
-    """A short name for data: the same for the same numbers.
-
-    Args:
-        value: Tensors, arrays, numbers, strings, and lists, tuples and dictionaries of them; of others the class counts.
-
-    Example:
-        >>> digest(torch.ones(2)) == digest(torch.ones(2)), digest(torch.ones(2)) == digest(torch.zeros(2))
-        (True, False)
-    """
-    found = hashlib.sha256()
-    _digest(value, found.update)
-    return found.hexdigest()[:16]
-
-
-def _digest(value: Any, add: Callable[[bytes], Any]) -> None:
-    if isinstance(value, nn.Module):
-        value = {"module": type(value).__name__, **value.state_dict()}
-    if isinstance(value, Tensor):
-        dense = value.detach().cpu().contiguous()
-        add(f"tensor {dense.dtype} {tuple(dense.shape)}".encode())
-        add(dense.reshape(-1).view(torch.uint8).numpy().tobytes() if dense.numel() else b"")
-    elif isinstance(value, np.ndarray) and value.dtype != object:
-        add(f"array {value.dtype} {value.shape}".encode())
-        add(np.ascontiguousarray(value).tobytes())
-    elif isinstance(value, Mapping):
-        add(f"mapping {len(value)}".encode())
-        for key, item in value.items():
-            _digest(key, add)
-            _digest(item, add)
-    elif isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        add(f"sequence {len(value)}".encode())
-        for item in value:
-            _digest(item, add)
-    elif value is None or isinstance(value, bool | int | float | complex | str | bytes):
-        add(f"{type(value).__name__} {value!r}".encode())
-    else:
-        add(type(value).__qualname__.encode())

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .checkpoint_folder import Entry, current_folder, digest
+from .noted_run import training_entry
 
 Callback = Callable[[int, float], object]
 
@@ -314,19 +314,6 @@ class _Course:
             self.memory.load_state_dict(state["memory"])
 
 
-def _entry(modules: nn.Module, schedule: Schedule, max_steps: int, max_time: float | None) -> Entry | None:
-    """What is noted of a descent, where the run has a folder of checkpoints."""
-    folder = current_folder()
-    if folder is None:
-        return None
-    state = modules.state_dict()
-    identity = {"sizes": digest([[name, list(value.shape)] for name, value in state.items() if isinstance(value, Tensor)])}
-    if max_time is None:  # with a limit on time what came before may have ended elsewhere
-        options = {"weights": dict(state), "random numbers": torch.get_rng_state(), "options": [repr(schedule), max_steps]}
-        identity |= {name: digest(value) for name, value in options.items()}
-    return folder.entry("training", identity)
-
-
 def descend(
     take: Callable[[bool], Step],
     modules: nn.Module,
@@ -372,7 +359,7 @@ def descend(
     optimizer = torch.optim.Adam(dense, lr=schedule.lr, fused=True)
     lazy = torch.optim.SparseAdam(list(sparse), lr=schedule.lr) if sparse else None
     optimizers = [optimizer] if lazy is None else [optimizer, lazy]
-    entry = _entry(modules, schedule, max_steps, max_time)
+    entry = training_entry(modules, [repr(schedule), max_steps], limited=max_time is not None)
     if entry is not None and entry.finished is not None:
         modules.load_state_dict(entry.finished["modules"])
         if memory is not None:

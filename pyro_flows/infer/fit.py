@@ -21,12 +21,14 @@ from pyro_flows.model.held_parameters import training_parameters
 from pyro_flows.model.seeding import seeded
 
 from .arguments import check_seed
-from .checkpoint_folder import CheckpointFolder, checkpoints, digest, note_resumption, seconds_before, start_from
+from .checkpoint_folder import CheckpointFolder
 from .choice import choose_guide
 from .descent import Callback, Schedule, Training
+from .digest import digest
 from .grid_training import train_on_grids
 from .ladder import climb_ladder
 from .modes import describe_modes, missed_by
+from .noted_run import checkpoints, note_resumption, seconds_before, start_from
 from .path_gradient import OBJECTIVES
 from .plate_fit import fit_plates
 from .result import Fit
@@ -118,12 +120,15 @@ def fit(
     if non_centred is not None and not isinstance(non_centred, bool):
         raise ValueError(f"non_centred must be True, False or None, got {non_centred!r}")
     call_kwargs = dict(kwargs or {})
-    identity = lambda: {  # noqa: E731
-        "arguments": digest([args, call_kwargs]),
-        "guide": guide if isinstance(guide, str) else type(guide).__name__,
-        "options": digest([objective, num_particles, max_steps, repr(schedule), non_centred, compile, init]),
-        "seed": str(seed),
-    }
+
+    def identity() -> dict[str, str]:
+        return {
+            "arguments": digest([args, call_kwargs, minibatches]),
+            "guide": guide if isinstance(guide, str) else type(guide).__name__,
+            "options": digest([objective, num_particles, max_steps, repr(schedule), non_centred, compile, init]),
+            "seed": str(seed),
+        }
+
     if isinstance(guide, AutoPlateFlow):
         for name, value, usual in (
             ("objective", objective, "path"),
@@ -144,9 +149,9 @@ def fit(
         structure = read_model(model, args, call_kwargs)
         auto_guide = _make_guide(model, guide, args, call_kwargs)
         structure = structure.with_charts(auto_guide.charts)
-        if isinstance(guide, AutoFlow):
-            start_from("guide", guide)
         log_joint = LogJoint(model, args, call_kwargs, structure)
+        if isinstance(guide, AutoFlow):  # its start does not follow from the model, which would tell another one
+            start_from("guide", guide, {} if folder is None else {"model": _digest_of(log_joint, guide)})
         if auto_guide.latent_dim != structure.dim:
             raise ValueError(
                 f"guide has {auto_guide.latent_dim} latent dimensions and the model {structure.dim}; give guide= made for it"
@@ -260,6 +265,12 @@ def _check_arguments(
         raise ValueError(f"callback must be callable as callback(step, loss), or None, got {type(callback).__name__}")
     if kwargs is not None and not isinstance(kwargs, Mapping):
         raise ValueError(f"kwargs must be a dictionary of keyword arguments of the model, got {type(kwargs).__name__}")
+
+
+def _digest_of(log_joint: LogJoint, guide: AutoFlow) -> str:
+    """A short name for a model, by its density at the start."""
+    with torch.no_grad(), torch.random.fork_rng():
+        return digest(log_joint(guide.whitening.loc[None]))
 
 
 def _make_guide(model: Callable[..., Any], guide: Any, args: Any, kwargs: Mapping[str, Any]) -> AutoFlow:

@@ -26,11 +26,13 @@ from pyro_flows.transforms.actnorm import initialize_actnorms
 from pyro_flows.transforms.supports import is_real
 
 from .arguments import check_count, check_seed
-from .checkpoint_folder import CheckpointFolder, checkpoints, digest, done_once, seconds_before, start_from
+from .checkpoint_folder import CheckpointFolder
+from .digest import digest
 from .flow_matching import ProbabilityPath, flow_matching_loss
 from .free_form import free_form_loss
 from .maximum_likelihood import LikelihoodRun, check_likelihood_options, maximise_likelihood
 from .mixture_likelihood import expectation_maximisation, separate_members
+from .noted_run import checkpoints, done_once, seconds_before, start_from
 
 #: Rows that are scored at once.
 _PART = 2048
@@ -224,12 +226,17 @@ def fit_density(
     weights = _checked_regularisers(regularise, objective)
     rows = _checked("data", (data,) if context is None else (data, context))
     held = None if validation is None else _checked("validation", validation, rows)
-    identity = lambda: {  # noqa: E731
-        "data": digest([rows, held]),
-        "flow": flow if isinstance(flow, str) else type(flow).__name__,
-        "options": digest([objective, path, weights, flow_options, steep, standardise, validation_share]),
-        "seed": str(seed),
-    }
+
+    def identity() -> dict[str, str]:
+        return {
+            "data": digest([rows, held]),
+            "flow": flow if isinstance(flow, str) else type(flow).__name__,
+            "options": digest(
+                [objective, path, weights, flow_options, steep, standardise, validation_share, lr, batch_size, max_epochs, patience]
+            ),
+            "seed": str(seed),
+        }
+
     with seeded(seed), checkpoints(checkpoint, identity) as folder:
         if isinstance(flow, torch.nn.Module):
             start_from("flow", flow)

@@ -17,9 +17,9 @@ from pyro_flows.flows import nsf_coupling, real_nvp
 from pyro_flows.guides import AutoFlow
 from pyro_flows.transforms import Compose, FlowTransform
 
-from .checkpoint_folder import remembered
 from .descent import Training
 from .gaussian import LogDensity
+from .noted_run import remembered
 
 #: A Gaussian is kept from this effective share of draws on, which bounds the error of any mean by 0.1 sd, ...
 GAUSSIAN_ESS = 1 / (1 + 0.1**2)
@@ -201,7 +201,7 @@ def judge(guide: AutoFlow, log_density: LogDensity, num_draws: int = JUDGED) -> 
                 break
         return torch.cat(parts)
 
-    log_p = remembered("judgement", evaluated)
+    log_p = remembered("judgement", evaluated, z.device)
     count = len(log_p)
     return diagnose(log_p.double(), log_q[:count].double(), draws=z[:count].double())
 

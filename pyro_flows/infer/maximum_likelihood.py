@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .checkpoint_folder import Entry, current_folder, digest
+from .noted_run import training_entry
 
 Rows = tuple[Tensor, ...]
 
@@ -101,7 +101,7 @@ def maximise_likelihood(
     def share(step: int) -> float:
         return min(1.0, (step + 1) / (_WARMUP * total + 1)) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / total)))
 
-    entry = _entry(module, lr, batch_size, max_epochs, patience, limit)
+    entry = training_entry(module, [lr, batch_size, max_epochs, patience], limited=limit is not None)
     if entry is not None and entry.finished is not None:
         module.load_state_dict(entry.finished["module"])
         entry.resume()
@@ -189,17 +189,6 @@ def maximise_likelihood(
     if entry is not None and run.stop_reason != "interrupted":
         entry.finish({"module": dict(module.state_dict()), "run": vars(run)})
     return run
-
-
-def _entry(module: nn.Module, lr: float, batch_size: int, max_epochs: int, patience: int, limit: float | None) -> Entry | None:
-    """What is noted of a training, where the run has a folder of checkpoints."""
-    folder = current_folder()
-    if folder is None:
-        return None
-    identity = {"options": digest([lr, batch_size, max_epochs, patience])}
-    if limit is None:  # with a limit on time what came before may have ended elsewhere
-        identity |= {"weights": digest(dict(module.state_dict())), "random numbers": digest(torch.get_rng_state())}
-    return folder.entry("training", identity)
 
 
 @torch.no_grad()

@@ -10,9 +10,9 @@ from pyro_flows.guides import AutoPlateFlow
 from pyro_flows.model import read_model
 from pyro_flows.model.held_parameters import training_parameters
 
-from .checkpoint_folder import current_folder, note_resumption, seconds_before, start_from
 from .descent import Callback, Schedule
 from .minibatches import Minibatches, train_on_minibatches
+from .noted_run import current_folder, note_resumption, seconds_before, start_from
 from .result import Fit
 
 

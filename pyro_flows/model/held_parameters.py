@@ -42,15 +42,22 @@ class HeldParameters:
             return self.model(*args, **kwargs)
 
 
-class PlainParameters(Messenger):  # type: ignore[misc]
-    """Gives a model its parameters without gradients and links to the store, so that what it makes of them can be pickled.
+def with_plain_parameters(model: Callable[..., Any]) -> Callable[..., Any]:
+    """The model, with parameters without gradients and links to the store, so that what it makes of them can be pickled.
 
     Example:
-        >>> with PlainParameters():
-        ...     pyro.param("a", torch.tensor(1.0)).requires_grad
+        >>> with_plain_parameters(lambda: pyro.param("a", torch.tensor(1.0)))().requires_grad
         False
     """
 
+    def plain(*args: Any, **kwargs: Any) -> Any:
+        with _Plain():
+            return model(*args, **kwargs)
+
+    return plain
+
+
+class _Plain(Messenger):  # type: ignore[misc]
     def _pyro_post_param(self, msg: dict[str, Any]) -> None:
         msg["value"] = msg["value"].detach()
 

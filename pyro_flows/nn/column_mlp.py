@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .mlp import check_hidden_dims, check_positive
+from .arguments import check_hidden_dims, check_positive
 from .recorded import Recorded
 
 #: Standard deviation of the weights of a unit of one input: SiLU(a) has the second moment 1 / 2.8 for a normal a.

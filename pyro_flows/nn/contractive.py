@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .mlp import check_hidden_dims, check_positive, is_between
+from .arguments import check_hidden_dims, check_positive, is_between
 from .recorded import Recorded
 from .spectral import nonexpansive
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .mlp import check_positive
+from .arguments import check_positive
 from .recorded import Recorded
 
 

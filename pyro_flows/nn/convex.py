@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from .mlp import MLP, check_hidden_dims, check_positive
+from .arguments import check_hidden_dims, check_positive
+from .mlp import MLP
 from .recorded import Recorded
 
 _GAIN = 15.0

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from .mlp import Activation, check_hidden_dims, check_positive
+from .arguments import check_hidden_dims, check_positive
+from .mlp import Activation
 from .recorded import Recorded
 
 

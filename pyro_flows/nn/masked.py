@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from .arguments import check_hidden_dims
 from .column_mlp import ColumnMLP
-from .mlp import check_hidden_dims
 
 
 class MaskedMLP(ColumnMLP):

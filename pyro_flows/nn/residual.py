@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .mlp import Activation, check_positive
+from .arguments import check_positive
+from .mlp import Activation
 from .recorded import Recorded
 
 

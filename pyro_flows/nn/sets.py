@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .mlp import MLP, check_positive
+from .arguments import check_positive
+from .mlp import MLP
 from .recorded import Recorded
 
 

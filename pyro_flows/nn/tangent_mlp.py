@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from .mlp import check_hidden_dims, check_positive
+from .arguments import check_hidden_dims, check_positive
 from .recorded import Recorded
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..nn.arguments import check_positive
 from ..nn.masked import check_order
-from ..nn.mlp import check_positive
 from ..solvers import bracketed_newton, most_iterations, sech_squared
 from .core import FlowTransform
 

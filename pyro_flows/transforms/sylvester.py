@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..nn.mlp import check_positive
+from ..nn.arguments import check_positive
 from ..solvers import sech_squared, tanh_root
 from .context_parameters import ContextParameters
 from .core import FlowTransform

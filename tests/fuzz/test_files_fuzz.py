@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import shutil
 
 import hypothesis.strategies as st
 import pytest
 import torch
+from canary import Canary
 from hypothesis import given
 from safetensors.torch import load_file, save_file
 
@@ -17,16 +17,6 @@ import pyro_flows as pf
 from pyro_flows.infer import CheckpointFolder
 
 POINT = torch.tensor([[0.3, -0.7]])
-
-
-class Canary:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return (os.mkdir, (self.path,))
 
 
 @pytest.fixture(scope="module")
@@ -81,20 +71,26 @@ def damaged(path, what, canary):
     path.write_bytes(bytes(data))
 
 
+def loaded(path, count):
+    """What is loaded; None where it is refused by an error that names the folder."""
+    try:
+        found = pf.load(path)
+    except ValueError as error:
+        count("ValueError")
+        assert "copy" in str(error)
+        return None
+    count("loaded")
+    return found
+
+
 @given(what=damage, name=st.sampled_from(["config.json", "weights.safetensors"]))
 def test_a_damaged_folder(what, name, saved, tmp_path_factory, count):
     root = tmp_path_factory.mktemp("case")
     path, canary = shutil.copytree(saved, root / "copy"), root / "canary"
     damaged(path / name, what, canary)
     before = sorted(root.rglob("*"))
-    try:
-        found = pf.load(path)
-    except ValueError as error:
-        count("ValueError")
-        assert "copy" in str(error)
-    else:
-        count("loaded")
-        assert isinstance(found, pf.FlowDistribution) and found.log_prob(POINT).shape == (1,)
+    found = loaded(path, count)
+    assert found is None or found.log_prob(POINT).shape == (1,)
     assert sorted(root.rglob("*")) == before and not canary.exists()
     shutil.rmtree(root)
 
@@ -154,14 +150,8 @@ def test_a_forged_description(new, where, gone, saved, tmp_path_factory, count):
     else:
         inner[last] = new
     (path / "config.json").write_text(json.dumps(config))
-    try:
-        found = pf.load(path)
-    except ValueError as error:
-        count("ValueError")
-        assert str(error)
-    else:
-        count("loaded")
-        assert isinstance(found, torch.nn.Module)
+    found = loaded(path, count)
+    assert found is None or isinstance(found, torch.nn.Module)
     shutil.rmtree(root)
 
 
@@ -189,12 +179,7 @@ def test_forged_weights(kind, place, shape, dtype, saved, tmp_path_factory, coun
     else:
         tensors["more"] = torch.zeros(shape)
     save_file(tensors, path / "weights.safetensors")
-    try:
-        found = pf.load(path)
-    except ValueError as error:
-        count("ValueError")
-        assert "copy" in str(error)
-    else:
-        count("loaded")
+    found = loaded(path, count)
+    if found is not None:
         assert torch.isfinite(found.log_prob(POINT.to(next(found.parameters()).dtype))).all()
     shutil.rmtree(root)

@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pyro_flows as pf
 from pyro_flows.infer import CheckpointFolder, traced_gradient
-from pyro_flows.infer.checkpoint_folder import checkpoints, digest, remembered
+from pyro_flows.infer.digest import digest
+from pyro_flows.infer.noted_run import checkpoints, remembered
 from pyro_flows.io import tensor_file
 
 Y = torch.tensor([1.0, 2.0, 3.0, 5.0])
@@ -266,6 +267,37 @@ def test_another_model_with_the_same_data_is_refused(tmp_path):
         run(2.0)
 
 
+def test_a_guide_that_is_given_is_not_trained_on_under_another_model(tmp_path):
+    def run(scale):
+        def model(y):
+            mu = pyro.sample("mu", dist.Normal(0.0, scale))
+            pyro.sample("y", dist.Normal(mu, 1.0).expand([4]).to_event(1), obs=y)
+
+        torch.manual_seed(8)
+        return pf.fit(
+            model, Y, guide=pf.AutoFlow(model, flow="affine"), max_steps=60, seed=3, progress=False, checkpoint=tmp_path / "run"
+        )
+
+    assert run(1.0).losses == run(1.0).losses
+    with pytest.raises(ValueError, match="of another run: its model differ"):
+        run(2.0)
+
+
+def test_other_minibatches_are_another_run(tmp_path):
+    def model(y):
+        with pyro.plate("data", 4, subsample=torch.arange(2)):
+            local = pyro.sample("local", dist.Normal(0.0, 1.0))
+            pyro.sample("y", dist.Normal(local, 1.0), obs=y)
+
+    options = {"max_steps": 4, "num_particles": 2, "seed": 0, "progress": False, "checkpoint": tmp_path / "run"}
+    fits = [[(Y[:2],)], [(Y[:2],)], [(Y[2:],)]]
+    for batches in fits[:2]:
+        torch.manual_seed(8)
+        pf.fit(model, Y[:2], guide=pf.AutoPlateFlow(model, {"data": 4}, flow="affine"), minibatches=batches, **options)
+    with pytest.raises(ValueError, match="its arguments differ"):
+        pf.fit(model, Y[:2], guide=pf.AutoPlateFlow(model, {"data": 4}, flow="affine"), minibatches=fits[2], **options)
+
+
 def test_a_folder_in_use_is_refused(tmp_path):
     with CheckpointFolder(tmp_path / "run"), pytest.raises(ValueError, match="is in use by a run that has not ended"):
         quick(progress=False, checkpoint=tmp_path / "run")
@@ -327,12 +359,15 @@ def test_generators_of_python_and_numpy_go_on_too(tmp_path):
 
 
 def test_a_value_that_took_long_is_remembered_alone_in_its_run(tmp_path):
-    assert remembered("x", lambda: 1) == 1
+    assert remembered("x", lambda: 1, torch.device("cpu")) == 1
     seen = []
     for _ in range(2):
         with checkpoints(tmp_path / "run", dict):
-            assert remembered("x", lambda: seen.append(None) or [1.5, float("inf"), None]) == [1.5, float("inf"), None]
+            found = remembered("x", lambda: seen.append(None) or [1.5, float("inf"), torch.ones(1)], torch.device("cpu"))
+            assert found[:2] == [1.5, float("inf")] and torch.equal(found[2], torch.ones(1))
     assert len(seen) == 1
+    with checkpoints(tmp_path / "run", dict):  # a file is of no device
+        assert remembered("x", list, torch.device("meta"))[2].is_meta
 
 
 BAD = [("", 1.0, "checkpoint"), (3, 1.0, "checkpoint"), ("x", -1.0, "every"), ("x", True, "every")]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import pickle
 import random
 import shutil
 
 import pytest
 import torch
+from canary import Canary
 from safetensors.torch import load_file, save_file
 
 import pyro_flows as pf
@@ -18,16 +18,6 @@ from pyro_flows import flows
 from pyro_flows.infer import load, save
 
 CASES = 200
-
-
-class Canary:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return (os.mkdir, (self.path,))
 
 
 @pytest.fixture(scope="module")

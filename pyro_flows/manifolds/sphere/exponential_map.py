@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyro_flows.nn.mlp import check_positive
+from pyro_flows.nn.arguments import check_positive
 from pyro_flows.solvers import damped_newton, log_abs_det
 from pyro_flows.transforms.context_parameters import ContextParameters
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...nn.mlp import check_positive
+from ...nn.arguments import check_positive
 from ..core import FlowTransform
 from .base import Surjection
 from .noise import FlowNoise, joined

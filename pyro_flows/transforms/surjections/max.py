@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ...nn.mlp import MLP, check_positive
+from ...nn.arguments import check_positive
+from ...nn.mlp import MLP
 from .base import Surjection
 from .noise import joined
 

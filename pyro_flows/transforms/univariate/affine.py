@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_flows.nn.mlp import is_between
+from pyro_flows.nn.arguments import is_between
 from pyro_flows.solvers.mode import takes_closed_forms
 
 from .base import Params

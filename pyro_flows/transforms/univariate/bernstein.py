@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...nn.mlp import check_positive
+from ...nn.arguments import check_positive
 from .base import Params
 from .raw_parameters import LOG_E_MINUS_1, aligned, check_bound, soft_bound
 from .solved import SolvedMap

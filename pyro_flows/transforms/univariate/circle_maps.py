@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ...nn.mlp import check_positive
+from ...nn.arguments import check_positive
 from .base import Params, UnivariateMap
 from .raw_parameters import aligned, along, gains, soft_bound
 from .solved import SolvedMap

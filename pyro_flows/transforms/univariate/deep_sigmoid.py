@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...nn.mlp import check_positive
+from ...nn.arguments import check_positive
 from .base import Params
 from .raw_parameters import LOG_E_MINUS_1, aligned, along, check_least_slope, gains, soft_bound, with_least_slope
 from .solved import SolvedMap

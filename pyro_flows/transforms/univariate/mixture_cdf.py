@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ...nn.mlp import check_positive
+from ...nn.arguments import check_positive
 from .base import Params
 from .deep_sigmoid import log_total, logit_of_mixture
 from .normal_tails import log_hazard, log_ndtr, normal_quantile

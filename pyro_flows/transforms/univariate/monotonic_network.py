@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...nn.mlp import MLP, check_positive
+from ...nn.arguments import check_positive
+from ...nn.mlp import MLP
 from .base import Params
 from .raw_parameters import LOG_E_MINUS_1, aligned, along, check_bound, check_least_slope, soft_bound
 from .solved import SolvedMap

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_flows.nn.mlp import is_between
+from pyro_flows.nn.arguments import is_between
 
 #: Log of e - 1, of which the softplus is 1.
 LOG_E_MINUS_1 = 0.541324854612918

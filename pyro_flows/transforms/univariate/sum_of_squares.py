@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...nn.mlp import check_positive
+from ...nn.arguments import check_positive
 from .base import Params
 from .raw_parameters import aligned, along, check_bound, check_least_slope, gains, soft_bound
 from .solved import SolvedMap
