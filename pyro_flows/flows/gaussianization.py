@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
+
 from ..transforms.compose import Compose
 from ..transforms.core import FlowTransform
 from ..transforms.elementwise import Elementwise
@@ -27,7 +29,9 @@ def gaussianization(
     """Gaussianization flow: every layer makes each variable normal by itself, then rotates.
 
     The maps of a layer are those of a mixture for each variable, the rotations products of Householder reflections, so the cost
-    grows with D as a product with a matrix does. With a context all of them depend on it.
+    grows with D as a product with a matrix does. With a context all of them depend on it. At the start each layer turns in a
+    direction of its own, at random, and back behind its maps, which are nearly the identity (:meth:`MixtureCDF.start`): without
+    the directions and the spread of the components the start is a saddle that training does not leave.
 
     References:
         Meng, Song, Song, Ermon (2020), *Gaussianization flows*, https://arxiv.org/abs/2003.01941
@@ -50,7 +54,22 @@ def gaussianization(
     check_num_layers(num_layers)
     layers: list[FlowTransform] = [Elementwise(input_dim, Affine(log_scale_bound=10.0), context_dim, hidden_dims=hidden_dims)]
     for _ in range(num_layers):
+        layer: list[FlowTransform] = [
+            Elementwise(input_dim, MixtureCDF(num_components, kind), context_dim, hidden_dims=hidden_dims)
+        ]
         if input_dim > 1:
-            layers.append(Householder(input_dim, context_dim))
-        layers.append(Elementwise(input_dim, MixtureCDF(num_components, kind), context_dim, hidden_dims=hidden_dims))
+            there, back = _rotation_and_back(input_dim, context_dim)
+            layer = [there, *layer, back]
+        layers += layer
     return Compose(layers).inv
+
+
+def _rotation_and_back(input_dim: int, context_dim: int) -> tuple[Householder, Householder]:
+    """A random product of reflections and, for now, its transpose, each with half of the reflections of a rotation."""
+    count = (input_dim + 1) // 2
+    there, back = (Householder(input_dim, context_dim, num_reflections=count) for _ in range(2))
+    with torch.no_grad():
+        vectors = torch.randn(count, input_dim)
+        there.params.vectors.copy_(vectors)
+        back.params.vectors.copy_(vectors.flip(0))
+    return there, back

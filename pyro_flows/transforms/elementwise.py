@@ -19,7 +19,8 @@ from .univariate.closed_form import ClosedFormMap, MappedPoints
 class Elementwise(ColumnTransform):
     r"""Elementwise transform :math:`y_i = u(x_i; p_i + g_i(c))` of learnable :math:`p` and a network :math:`g`.
 
-    :math:`\log|\det \partial y/\partial x| = \sum_i \log|du/dx_i|`. It starts as the identity, whatever the context.
+    :math:`\log|\det \partial y/\partial x| = \sum_i \log|du/dx_i|`. It starts as the identity, or close to it where the map has to
+    (:meth:`MixtureCDF.start`), whatever the context.
     Both directions cost what the univariate map's cost.
 
     Args:
@@ -47,8 +48,8 @@ class Elementwise(ColumnTransform):
             self.codomain = constraints.independent(univariate.codomain, 1)
         self.conditioner: ContextParameters | None = None
         if univariate.param_count:
-            zeros = torch.zeros(univariate.param_count, input_dim)
-            self.conditioner = ContextParameters({"raw": zeros}, context_dim, hidden_dims)
+            raw = univariate.start()[:, None].expand(univariate.param_count, input_dim)
+            self.conditioner = ContextParameters({"raw": raw}, context_dim, hidden_dims)
         elif context_dim:
             raise ValueError(f"context_dim must be 0 for {type(univariate).__name__}, which has no parameters, got {context_dim}")
 

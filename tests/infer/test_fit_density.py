@@ -44,6 +44,23 @@ def test_a_banana_in_odd_units_is_fitted_to_its_entropy(flow):
     assert fit.run.best_epoch > 0 and len(fit.validation_losses) == len(fit.losses) + 1
 
 
+def test_gaussianization_leaves_its_start():
+    """Eight normals on a circle: components that start as one stay so, and a flow with them is as good as a normal, 0.8 nats behind.
+
+    Held-out nats of 2,000 rows, standard error 0.03; with components that coincide, and with rotations that start at the identity
+    alone, 150 steps gain less than 0.1."""
+
+    def eight_normals(count):
+        angle = torch.randint(8, (count,)) * math.pi / 4
+        return 4 * torch.stack([angle.cos(), angle.sin()], -1) + 0.5 * torch.randn(count, 2)
+
+    data, fresh = eight_normals(5000), eight_normals(2000)
+    options = {"flow_options": {"num_layers": 3}, "max_epochs": 5, "lr": 1e-2, "seed": 0, "progress": False}
+    nats = pf.fit_density("gaussianization", data, **options).log_prob(fresh).mean()
+    normal = dist.MultivariateNormal(data.mean(0), torch.cov(data.T)).log_prob(fresh).mean()
+    assert nats > normal + 0.4
+
+
 @pytest.mark.parametrize(
     ("rows", "steep", "expected"), [(1200, None, True), (400, None, False), (400, True, True), (1200, False, False)]
 )

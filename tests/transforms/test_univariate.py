@@ -75,6 +75,16 @@ def test_zero_parameters_are_the_identity(name, dtype, tolerance):
         torch.testing.assert_close(log_slope, torch.zeros_like(x), atol=tolerance, rtol=0)
 
 
+@pytest.mark.parametrize("kind", ["gaussian", "logistic"])
+@pytest.mark.parametrize("components", [1, 2, 3, 4, 8, 16, 40])
+def test_a_mixture_starts_near_the_identity_with_components_apart(kind, components):
+    u, x = MixtureCDF(components, kind), torch.linspace(-4, 4, 101)
+    params = u.split(u.start()[:, None])
+    y, _ = u.forward_and_log_det(x, params)
+    assert (y - x).abs().max() < (0.12 if components < 8 else 0.04)
+    assert len((params[0][:, 0] * u.gain).unique()) >= min(components, 2)
+
+
 @pytest.mark.parametrize("name", MAPS)
 def test_gradients_to_parameters_agree_with_finite_differences(name):
     u, x, raw = draw(name, n=6, spread=0.7)

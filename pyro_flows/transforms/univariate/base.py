@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
@@ -43,6 +44,10 @@ class UnivariateMap(Recorded, nn.Module):
     def param_count(self) -> int:
         """Number of raw parameters per variable."""
         return sum(math.prod(shape) for shape in self.param_shapes)
+
+    def start(self) -> Tensor:
+        """Raw parameters ``(param_count,)`` from which a variable of its own starts, those of the identity or close to it."""
+        return torch.zeros(self.param_count)
 
     def split(self, raw: Tensor) -> Params:
         """Cut raw parameters ``(param_count, *)`` into those of :attr:`param_shapes`."""

@@ -12,7 +12,7 @@ from ...nn.arguments import check_positive
 from .base import Params
 from .deep_sigmoid import log_total, logit_of_mixture
 from .normal_tails import log_hazard, log_ndtr, normal_quantile
-from .raw_parameters import aligned, along, check_least_slope, gains, soft_bound, with_least_slope
+from .raw_parameters import aligned, along, check_least_slope, gains, inverse_soft_bound, soft_bound, with_least_slope
 from .solved import SolvedMap
 
 
@@ -65,6 +65,27 @@ class MixtureCDF(SolvedMap):
 
     def extra_repr(self) -> str:
         return f"num_components={self.num_components}, kind={self.kind!r}"
+
+    def start(self) -> Tensor:
+        r"""Half of the weight on :math:`F`, half on narrower components spread over it, together close to :math:`F` again.
+
+        Where all components are one, nothing tells them apart, and training does not leave that point. At :math:`|x| \le 4` a map
+        of eight components is within .003 (normal) or .03 (logistic) of the identity, one of fewer within .12.
+        """
+        if self.num_components == 1:
+            return super().start()
+        wide = int(self.num_components > 2)
+        spread = self.num_components - wide
+        unit, variance = (1.0, 1.0) if self.kind == "gaussian" else (1.6, math.pi**2 / 3)
+        step = unit * min(1.0, 0.6 * spread / 2, 6 / (spread - 1))
+        mean = step * (torch.arange(spread) - (spread - 1) / 2)
+        weight = (-mean.square() if self.kind == "gaussian" else -mean.cosh().log()).softmax(0)
+        log_scale = 0.5 * ((variance - (weight * mean.square()).sum()) / variance).log()
+        log_weight = torch.cat([torch.zeros(wide), weight.log()])  # half of the weight and half
+        raw_mean = torch.cat([torch.zeros(wide), mean]) / self.gain
+        raw_log_scale = inverse_soft_bound(torch.cat([torch.zeros(wide), log_scale.expand(spread)]), self.log_scale_bound)
+        raw_weight = inverse_soft_bound(log_weight - log_weight.mean())
+        return torch.cat([raw_mean, raw_log_scale, raw_weight])
 
     def forward_and_log_det(self, x: Tensor, params: Params) -> tuple[Tensor, Tensor]:
         raw_mean, raw_log_scale, raw_weight = (aligned(part, x) for part in params)

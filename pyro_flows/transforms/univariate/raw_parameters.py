@@ -75,6 +75,16 @@ def soft_bound(raw: Tensor, bound: float = 10.0) -> Tensor:
     return raw * torch.rsqrt(1 + (raw / bound).square())
 
 
+def inverse_soft_bound(bounded: Tensor, bound: float = 10.0) -> Tensor:
+    """What :func:`soft_bound` brings there.
+
+    Example:
+        >>> soft_bound(inverse_soft_bound(torch.tensor([8.0])))
+        tensor([8.])
+    """
+    return bounded * torch.rsqrt(1 - (bounded / bound).square())
+
+
 def aligned(parameter: Tensor, x: Tensor) -> Tensor:
     """Parameters ``(K, *)`` with dimensions of size one behind the first, so that their ``*`` broadcasts against points.
 
