@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pyro
 import torch
-from joblib import Parallel, delayed
 from pyro import poutine
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 from tqdm import tqdm
 
+from .parallel import WorkerDiedError, in_processes
 from .sites import is_subsample
 
 Simulator = Callable[[dict[str, Tensor]], Any]
@@ -119,7 +119,8 @@ def run_simulator(
         progress: Show a progress bar.
 
     Returns:
-        For each draw its data and None, or None and the message of what it raised. Fewer than S after Ctrl-C.
+        For each draw its data and None, or None and the message of what it raised, or that it took its process down. Fewer than S
+        after Ctrl-C.
 
     Example:
         >>> [data.item() for data, _ in run_simulator(lambda v: 2 * v["x"], {"x": torch.arange(3.0)}, 0)]
@@ -129,19 +130,36 @@ def run_simulator(
     size = max(1, min(256, count // 40))
     chunks = [range(start, min(start + size, count)) for start in range(0, count, size)]
     rows = {name: value.detach().cpu() for name, value in latents.items()}
-    tasks = (delayed(_run)(simulator, {name: value[c.start : c.stop] for name, value in rows.items()}, seed, c) for c in chunks)
-    found: list[Run] = []
+
+    def call(draws: range) -> tuple[Any, ...]:
+        return simulator, {name: value[draws.start : draws.stop] for name, value in rows.items()}, seed, draws
+
+    runs: dict[int, Run] = {}
     bar = tqdm(total=count, desc="simulating", disable=not progress)
     try:
-        for part in Parallel(n_jobs=num_workers, return_as="generator")(tasks):
-            found += part
-            bar.update(len(part))
+        for number, part in in_processes(_run, [call(chunk) for chunk in chunks], num_workers):
+            chunk = chunks[number]
+            if isinstance(part, WorkerDiedError):
+                part = _one_by_one([call(range(draw, draw + 1)) for draw in chunk], num_workers)
+            runs.update(zip(chunk, part, strict=True))
+            bar.update(len(chunk))
     except KeyboardInterrupt:
-        bar.write(f"interrupted after {len(found)} of {count} simulations, which are kept")
+        kept = next((draw for draw in range(count) if draw not in runs), count)
+        bar.write(f"interrupted; the first {kept} of {count} simulations are kept")
+        runs = {draw: runs[draw] for draw in range(kept)}
     finally:
         bar.close()
     like = next(iter(latents.values()))
+    found = [runs[draw] for draw in sorted(runs)]
     return [(None if data is None else data.to(like.device), message) for data, message in found]
+
+
+def _one_by_one(calls: Sequence[tuple[Any, ...]], num_workers: int) -> list[Run]:
+    """Draws of which one at least takes its process down."""
+    found: dict[int, Run] = {}
+    for number, part in in_processes(_run, calls, num_workers):
+        found[number] = (None, "WorkerDiedError: the process that ran it died") if isinstance(part, WorkerDiedError) else part[0]
+    return [found[number] for number in range(len(calls))]
 
 
 def _run(simulator: Simulator, latents: Mapping[str, Tensor], seed: int, numbers: range) -> list[Run]:

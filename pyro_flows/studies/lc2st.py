@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from joblib import Parallel, delayed
 from torch import Tensor
 from tqdm import tqdm
 
 from pyro_flows.diagnostics.uniformity import LEVEL
 from pyro_flows.guides import AmortizedFlow
 from pyro_flows.model import Simulations
+from pyro_flows.model.parallel import WorkerDiedError, in_processes
 
 from .streams import derived_seed
 
@@ -180,8 +180,6 @@ def lc2st_of(
         True
     """
     _check(truth, drawn, data, at_draws, at_data, num_null)
-    if not isinstance(num_workers, int) or isinstance(num_workers, bool) or num_workers == 0:
-        raise ValueError(f"num_workers must be a number of processes, or -1 for one per core, got {num_workers!r}")
     try:
         import sklearn.neural_network  # noqa: F401
     except ImportError as missing:
@@ -199,9 +197,12 @@ def lc2st_of(
     generator = torch.Generator(device="cpu").manual_seed(seed)
     swaps = torch.rand(num_null + 1, count, generator=generator, device="cpu") < 0.5
     swaps[0] = False
-    jobs = (delayed(_statistic)(pairs.numpy(), swap.numpy(), points.numpy(), sets, seed) for swap in swaps)
-    runs = Parallel(n_jobs=num_workers, return_as="generator")(jobs)
-    found = [torch.from_numpy(run) for run in tqdm(runs, total=len(swaps), desc="lc2st", disable=not progress, dynamic_ncols=True)]
+    runs = in_processes(_statistic, [(pairs.numpy(), swap.numpy(), points.numpy(), sets, seed) for swap in swaps], num_workers)
+    done: dict[int, Any] = dict(tqdm(runs, total=len(swaps), desc="lc2st", disable=not progress, dynamic_ncols=True))
+    for run in done.values():
+        if isinstance(run, WorkerDiedError):
+            raise run
+    found = [torch.from_numpy(done[i]) for i in range(len(swaps))]
     tested = at_data.double().cpu()
     outside = ((tested < x.min(0).values) | (tested > x.max(0).values)).any(1)
     return LocalTest(found[0], torch.stack(found[1:]), count, outside)

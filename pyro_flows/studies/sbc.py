@@ -12,7 +12,6 @@ from typing import Any
 
 import pyro
 import torch
-from joblib import Parallel, delayed
 from pyro import poutine
 from torch import Tensor
 from tqdm import tqdm
@@ -20,6 +19,7 @@ from tqdm import tqdm
 from pyro_flows.guides import AmortizedFlow, AutoFlow
 from pyro_flows.infer import fit
 from pyro_flows.model import Simulations, simulate
+from pyro_flows.model.parallel import WorkerDiedError, in_processes
 
 from .calibration import Calibration, ranks_of
 from .streams import derived_seed
@@ -105,13 +105,13 @@ def sbc(
     how = _Fits(model, args, dict(kwargs or {}), dict(fit_options or {}), resample) if posterior is None else posterior
     results = _kept(file, simulations, num_draws, seed, f"{_how(posterior)}; resample={resample}; {_how(fit_options or {})}")
     wanted = [i for i in range(len(simulations)) if i not in results]
-    jobs = (
-        delayed(_ranked)(how, _row(simulations.latents, i), _row(simulations.observations, i), num_draws, seed, i) for i in wanted
-    )
-    runs = Parallel(n_jobs=num_workers, return_as="generator_unordered")(jobs)
+    calls = [(how, _row(simulations.latents, i), _row(simulations.observations, i), num_draws, seed, i) for i in wanted]
     with tqdm(total=len(simulations), initial=len(results), desc="sbc", disable=not progress, dynamic_ncols=True) as bar:
-        for number, result in runs:
-            results[number] = result
+        for place, found in in_processes(_ranked, calls, num_workers):
+            number = wanted[place]
+            result = results[number] = (
+                "WorkerDiedError: the process of this fit died" if isinstance(found, WorkerDiedError) else found
+            )
             if file is not None:
                 with Path(file).open("a") as stream:
                     stream.write(json.dumps({"number": number, "result": result}) + "\n")
@@ -162,7 +162,7 @@ def _row(values: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
 
 def _ranked(
     how: Posterior, latents: Mapping[str, Tensor], data: Mapping[str, Tensor], num_draws: int, seed: int, number: int
-) -> tuple[int, Any]:
+) -> Any:
     """Draws of one posterior, or the words of its failure."""
     with torch.random.fork_rng():
         pyro.set_rng_seed(derived_seed(seed, "data set", number))
@@ -172,13 +172,13 @@ def _ranked(
                 draws = how(data, num_draws)
             values = {name: draws[name] for name in latents}
         except (ArithmeticError, ValueError, RuntimeError, KeyError) as error:
-            return number, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
+            return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
     for name, value in values.items():
         if tuple(value.shape) != (num_draws, *latents[name].shape):
-            return number, f"draws of {name!r} have shape {tuple(value.shape)}, expected {(num_draws, *latents[name].shape)}"
+            return f"draws of {name!r} have shape {tuple(value.shape)}, expected {(num_draws, *latents[name].shape)}"
         if not bool(torch.isfinite(value).all()):
-            return number, f"draws of {name!r} are not finite"
-    return number, {name: value.detach().double().reshape(num_draws, -1).tolist() for name, value in values.items()}
+            return f"draws of {name!r} are not finite"
+    return {name: value.detach().double().reshape(num_draws, -1).tolist() for name, value in values.items()}
 
 
 def _how(value: Any) -> str:

@@ -260,6 +260,7 @@ def test_pyro_sample_in_the_network_of_the_context_is_taken():
 # Learned priors
 
 
+@pytest.mark.slow
 def test_flow_as_learned_prior_of_local_latents():
     """Empirical Bayes: effects of 4,000 groups from a mixture, each seen once with known noise, in minibatches.
 

@@ -104,7 +104,7 @@ def quick(**options):
     return pf.fit(normal, Y, guide="affine", max_steps=90, num_particles=16, **options)
 
 
-SLOW = ("a flow", "flows on grids")
+SLOW = ("a flow", "flows on grids", "the search")
 
 
 @pytest.mark.parametrize("kind", [pytest.param(kind, marks=[pytest.mark.slow] * (kind in SLOW)) for kind in FITS])

@@ -76,7 +76,8 @@ def test_weighted_objectives_are_traced_too(objective, monkeypatch):
     check_same(step, q, 0.9)
 
 
-@pytest.mark.parametrize("flow", ["real_nvp", pytest.param("nsf_coupling", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("flow", ["real_nvp", "nsf_coupling"])
 def test_compiled_graph_gives_the_same_to_rounding(flow, monkeypatch):
     torch._dynamo.reset()
     q, step = stepper(flow, monkeypatch, compile=True, num_layers=1, hidden_dims=(8,))

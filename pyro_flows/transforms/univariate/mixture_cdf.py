@@ -11,7 +11,7 @@ from torch import Tensor
 from ...nn.arguments import check_positive
 from .base import Params
 from .deep_sigmoid import log_total, logit_of_mixture
-from .normal_tails import log_hazard, log_ndtr, normal_quantile
+from .normal_tails import log_ndtr_and_log_hazard, normal_quantile
 from .raw_parameters import aligned, along, check_least_slope, gains, inverse_soft_bound, soft_bound, with_least_slope
 from .solved import SolvedMap
 
@@ -102,12 +102,12 @@ class MixtureCDF(SolvedMap):
 def _normal_quantile_of_mixture(x: Tensor, mean: Tensor, log_scale: Tensor, raw_weight: Tensor) -> tuple[Tensor, Tensor]:
     log_weight = raw_weight.log_softmax(0)
     z = (x - mean) * (-log_scale).exp()
-    below = log_total(log_weight + log_ndtr(z))
-    above = log_total(log_weight + log_ndtr(-z))
-    left = below < above
-    y = normal_quantile(torch.where(left, below, above))  # on the side that has less, which the other mirrors
-    z = torch.where(left, z, -z)
+    with torch.no_grad():  # of both sides the one that has less, which the other mirrors
+        sign = 1 - 2 * ((log_weight.exp() * torch.special.ndtr(z)).sum(0) > 0.5).to(z.dtype)
+    log_part, log_hazard = log_ndtr_and_log_hazard(sign * z)
+    log_part = log_part + log_weight
+    log_p = log_total(log_part)
+    y = normal_quantile(log_p)
     # The share of each component times the ratio of density to distribution function, which does not underflow.
-    share = (log_weight + log_ndtr(z)).log_softmax(0)
-    log_slope = log_total(share + log_hazard(z) - log_scale) - log_hazard(y)
-    return torch.where(left, y, -y), log_slope
+    log_slope = log_total(log_part - log_p + log_hazard - log_scale) - log_ndtr_and_log_hazard(y)[1]
+    return sign * y, log_slope

@@ -10,33 +10,28 @@ from torch import Tensor
 from pyro_flows.solvers import attach_gradient
 
 _LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
-_LOG_SQRT_2_OVER_PI = 0.5 * math.log(2 / math.pi)
 
 
-def log_ndtr(z: Tensor) -> Tensor:
-    r"""Log of the distribution function of the standard normal; torch's has no rule for ``vmap``, and a gradient that loses digits.
+def log_ndtr_and_log_hazard(z: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Logs of the distribution function of the standard normal and of :math:`\varphi(z) / \Phi(z)`, its derivative.
+
+    Both come from one :math:`e^{z^2 / 2} \Phi(-|z|)`, which loses no digits. torch's ``log_ndtr`` has no rule for ``vmap``, and a
+    gradient that loses them.
 
     Example:
-        >>> log_ndtr(torch.tensor([-10.0, 0.0, 10.0]))
+        >>> value, log_slope = log_ndtr_and_log_hazard(torch.tensor([-10.0, 0.0, 10.0]))
+        >>> value
         tensor([-5.3231e+01, -6.9315e-01, -7.6199e-24])
+        >>> log_slope.exp()
+        tensor([1.0098e+01, 7.9788e-01, 7.6946e-23])
     """
     left = z < 0
-    near, far = torch.where(left, -z, torch.zeros_like(z)), torch.where(left, torch.zeros_like(z), z)
-    of_left = (0.5 * torch.special.erfcx(near * 0.5**0.5)).log() - 0.5 * near.square()
-    return torch.where(left, of_left, (-0.5 * torch.erfc(far * 0.5**0.5)).log1p())
-
-
-def log_hazard(z: Tensor) -> Tensor:
-    r""":math:`\log \varphi(z) / \Phi(z)` of the standard normal.
-
-    Example:
-        >>> log_hazard(torch.zeros(1, dtype=torch.float64)).exp()
-        tensor([0.7979], dtype=torch.float64)
-    """
-    left = z < 0
-    near, far = torch.where(left, -z, torch.zeros_like(z)), torch.where(left, torch.zeros_like(z), z)
-    by_erfcx = _LOG_SQRT_2_OVER_PI - torch.special.erfcx(near * 0.5**0.5).log()
-    return torch.where(left, by_erfcx, -0.5 * far.square() - _LOG_SQRT_2PI - log_ndtr(far))
+    away = torch.where(left, -z, z)
+    scaled = 0.5 * torch.special.erfcx(away * 0.5**0.5)
+    log_density = -0.5 * away.square()
+    log_scaled, log_upper = scaled.log(), (-scaled * log_density.exp()).log1p()
+    value = torch.where(left, log_scaled + log_density, log_upper)
+    return value, torch.where(left, -log_scaled, log_density - log_upper) - _LOG_SQRT_2PI
 
 
 def normal_quantile(log_p: Tensor) -> Tensor:
@@ -48,7 +43,8 @@ def normal_quantile(log_p: Tensor) -> Tensor:
     """
 
     def value_and_slope(y: Tensor) -> tuple[Tensor, Tensor]:
-        return log_ndtr(y), log_hazard(y).exp()
+        value, log_slope = log_ndtr_and_log_hazard(y)
+        return value, log_slope.exp()
 
     with torch.no_grad():
         log_p_ = log_p.detach()
