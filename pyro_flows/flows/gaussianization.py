@@ -70,6 +70,6 @@ def _rotation_and_back(input_dim: int, context_dim: int) -> tuple[Householder, H
     there, back = (Householder(input_dim, context_dim, num_reflections=count) for _ in range(2))
     with torch.no_grad():
         vectors = torch.randn(count, input_dim)
-        there.params.vectors.copy_(vectors)
-        back.params.vectors.copy_(vectors.flip(0))
+        for half, start in ((there, vectors), (back, vectors.flip(0))):
+            half.params.get_parameter("vectors").copy_(start)
     return there, back

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from pyro_flows.guides.plate_context import EmbeddingRows
+from pyro_flows.nn.arguments import is_between
 
 from . import processes
 from .full_size import FullSize, check_not_local
@@ -35,9 +38,14 @@ class Distributed:
     Args:
         seed: Seed of all random number generators. Until :meth:`wrap` all processes draw the same numbers, afterwards each its own.
         device: Device of this process; by default the GPU of its number on its machine, or the CPU where there is none.
+        timeout: Seconds for which a process waits for the others, in each exchange, before it takes them for lost; by default what
+            torch has, half an hour with gloo and ten minutes with nccl.
 
     Raises:
-        ValueError: If ``seed`` is not an integer from 0 to 2**32 - 1; on entering, if a machine has more processes than GPUs.
+        ValueError: If ``seed`` is not an integer from 0 to 2**32 - 1 or ``timeout`` is not positive; on entering, if a machine has
+            more processes than GPUs.
+        RuntimeError: On leaving, if another process died or did not answer within the timeout. What a :class:`Checkpoint` wrote is
+            whole, and training goes on from it when all processes are started again.
 
     References:
         Li et al. (2020), *PyTorch distributed: experiences on accelerating data parallel training*,
@@ -65,10 +73,12 @@ class Distributed:
     world_size: int = 1
     device: torch.device
 
-    def __init__(self, seed: int = 0, device: torch.device | str | None = None) -> None:
+    def __init__(self, seed: int = 0, device: torch.device | str | None = None, timeout: float | None = None) -> None:
         if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
             raise ValueError(f"seed must be an integer from 0 to 2**32 - 1, got {seed!r}")
-        self.seed = seed
+        if timeout is not None and not is_between(timeout, 0, math.inf):
+            raise ValueError(f"timeout must be a positive number of seconds, or None, got {timeout!r}")
+        self.seed, self.timeout = seed, timeout
         self._given_device = None if device is None else torch.device(device)
         self._owns_group = False
         self._wrapped: list[DistributedDataParallel] = []
@@ -79,7 +89,8 @@ class Distributed:
             torch.cuda.set_device(self.device)
         if "WORLD_SIZE" in os.environ and not processes.in_group():
             backend, own = ("nccl", self.device) if self.device.type == "cuda" else ("gloo", None)
-            torch_distributed.init_process_group(backend, device_id=own)
+            patience = None if self.timeout is None else timedelta(seconds=self.timeout)
+            torch_distributed.init_process_group(backend, device_id=own, timeout=patience)
             self._owns_group = True
         self.rank, self.world_size = processes.rank(), processes.world_size()
         pyro.set_rng_seed(self.seed)
@@ -88,8 +99,12 @@ class Distributed:
     def __exit__(self, exc_type: Any, exc_value: Any, traceback: Any) -> None:
         if not self._owns_group:
             return
-        if exc_type is None:
-            torch_distributed.barrier()  # a process that ends while another still talks to it takes that one down
+        try:
+            if exc_type is None:
+                torch_distributed.barrier()  # a process that ends while another still talks to it takes that one down
+        except RuntimeError as error:
+            exc_value = error
+        lost = isinstance(exc_value, RuntimeError) and _is_of_an_exchange(exc_value)
         # A group lives as long as a wrapped loss holds it, and its threads abort the process if they are still there at its exit.
         for wrapped in self._wrapped:
             for name in ("reducer", "logger", "process_group"):
@@ -98,6 +113,12 @@ class Distributed:
         torch_distributed.destroy_process_group()
         gc.collect()
         self._owns_group = False
+        if lost:
+            raise RuntimeError(
+                f"process {self.rank} of {self.world_size} lost another one, which died or did not answer in time; the first error "
+                f"of the others says why. Start all of them again, or let torchrun do it by --max-restarts: training goes on from "
+                f"the last checkpoint, if there is one. The exchange that failed said: {str(exc_value).splitlines()[0]}"
+            ) from exc_value
 
     def _find_device(self) -> torch.device:
         if self._given_device is not None:
@@ -239,6 +260,12 @@ class _ParameterTensors(poutine.messenger.Messenger):  # type: ignore[misc]
             self.tensors[msg["name"]] = given
         elif hasattr(msg["value"], "unconstrained"):
             self.tensors[msg["name"]] = msg["value"].unconstrained()
+
+
+def _is_of_an_exchange(error: RuntimeError) -> bool:
+    """Whether the error comes from an exchange between processes, for which gloo has no class of its own."""
+    known = ("gloo", "Connection closed by peer", "Connection reset by peer")
+    return isinstance(error, torch_distributed.DistError) or any(words in str(error) for words in known)
 
 
 def _as_parameter(name: str, tensor: Tensor) -> nn.Parameter:

@@ -67,7 +67,9 @@ def exact():
     return covariance @ linear, covariance.diagonal().sqrt()
 
 
-@pytest.mark.parametrize("context", [pytest.param("embedding", marks=pytest.mark.slow), "encoder", pytest.param("own indices", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "context", [pytest.param("embedding", marks=pytest.mark.slow), "encoder", pytest.param("own indices", marks=pytest.mark.slow)]
+)
 def test_minibatches_find_the_posterior_of_every_element(context):
     """Pyro's flow guides end 2.8 posterior sd off. Monte Carlo: 16,000 draws, standard error 0.008 sd; all within 0.1 sd."""
     model = by_index if context == "own indices" else by_size

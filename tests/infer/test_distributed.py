@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import os
 import random
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -124,6 +125,34 @@ def test_killed_run_ends_in_the_same_place(checked, tmp_path):
         assert result.keys() == expected.keys()
         for name, value in result.items():
             assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.parametrize("sign", ["SIGKILL", "SIGSTOP"])
+def test_a_lost_process_is_an_error_of_the_other(sign, tmp_path):
+    """Killed it is missed at once, stopped after the timeout of 4 seconds."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
+    first, second = (
+        subprocess.Popen(
+            [sys.executable, str(HERE / "lost_worker.py"), sign],
+            cwd=tmp_path,
+            env={**os.environ, **address, "PYTHONPATH": path, "RANK": rank, "LOCAL_RANK": rank},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    )
+    try:
+        _, errors = first.communicate(timeout=100)
+    finally:
+        for process in (first, second):
+            process.kill()
+            process.communicate()
+    assert first.returncode == 1
+    assert "RuntimeError: process 0 of 2 lost another one, which died or did not answer in time" in errors, errors
 
 
 def test_checkpoint_of_two_processes_is_read_by_one(checked):

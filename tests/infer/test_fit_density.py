@@ -45,7 +45,7 @@ def test_a_banana_in_odd_units_is_fitted_to_its_entropy(flow):
 
 
 def test_gaussianization_leaves_its_start():
-    """Eight normals on a circle: components that start as one stay so, and a flow with them is as good as a normal, 0.8 nats behind.
+    """Eight normals on a circle: with components that start as one a flow stays as good as a normal, 0.8 nats behind.
 
     Held-out nats of 2,000 rows, standard error 0.03; with components that coincide, and with rotations that start at the identity
     alone, 150 steps gain less than 0.1."""
