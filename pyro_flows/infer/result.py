@@ -205,6 +205,10 @@ class Fit:
             minibatches = "plates draw minibatches" if self.log_joint.structure.subsampled else "the fit was interrupted"
             why = self.record.get("missed_modes_not_sought", minibatches)
             diagnosis = replace(diagnosis, advice=f"{diagnosis.advice} Modes that the guide misses were not looked for: {why}.")
+        if diagnosis.num_nonfinite and self.log_joint.raised:
+            words, times = self.log_joint.raised.most_common(1)[0]
+            note = f" It raised {words} ({times:,} times, with training): draws where it does count as impossible."
+            diagnosis = replace(diagnosis, advice=diagnosis.advice + note)
         if isinstance(self.guide, AutoPlateFlow) and diagnosis.verdict != "good":
             note = (
                 f" The weights are those of all {latents.shape[1]} latents together, stricter than for any one of them; where no "

@@ -7,6 +7,7 @@ import math
 import os
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
@@ -65,8 +66,8 @@ class LogJoint:
     it differs. Where vmap fails it is tried once more with what it cannot follow rewritten (see
     :class:`~pyro_flows.model.rewrites.Rewrites`).
 
-    A particle whose covariance has no Cholesky factor gets NaN, and so does not lose the others. What is not finite is
-    returned as it is.
+    A particle whose covariance has no Cholesky factor, or at which the model raises, gets NaN, and so does not lose the others;
+    :attr:`raised` counts what was raised. What is not finite is returned as it is.
 
     Args:
         model: A Pyro model.
@@ -80,6 +81,7 @@ class LogJoint:
         rewritten: Whether the model runs with rewrites.
         reasons: Why it was taken, and why those before it were not.
         num_evaluations: Latent vectors at which the density was asked for.
+        raised: How often the model raised, by the words of the error.
 
     Raises:
         ValueError: If no way (or not the one asked for) gives what single draws give, the model draws random numbers
@@ -114,6 +116,7 @@ class LogJoint:
         self.rewritten = False
         self._indices: Mapping[str, Tensor] = {}
         self.num_evaluations = 0
+        self.raised: Counter[str] = Counter()
         self._advised = True
         self._most_at_once = 2**62
         self._own_control_flow = False
@@ -170,6 +173,10 @@ class LogJoint:
         except LinAlgError:
             # Only this call: intercepting every operation costs time.
             return self._by(self.path, z, True)
+        except Exception as error:
+            if self.path == "loop" or not _is_of_the_model(error):
+                raise
+            return self._by("loop", z, self.rewritten)  # the particles at which it does not raise
 
     @property
     def particles_at_once(self) -> int:
@@ -222,16 +229,39 @@ class LogJoint:
     def _by(self, path: str, z: Tensor, rewrite: bool) -> Tensor:
         if path == "plate":
             return self._total(rewritten(self._plate_terms)(z) if rewrite else self._plate_terms(z))
-        return self._mapped(self._single, z, path, rewrite)
+        return self._mapped(self._single, z, path, rewrite, like=z.new_zeros(()))
 
-    def _mapped(self, function: Callable[[Tensor], Any], z: Tensor, path: str, rewrite: bool) -> Any:
-        """A function of one vector applied to the rows of ``z``; by vmap, or row by row."""
+    def _mapped(self, function: Callable[[Tensor], Any], z: Tensor, path: str, rewrite: bool, like: Tensor | None = None) -> Any:
+        """A function of one vector applied to the rows of ``z``; by vmap, or row by row, with NaN where the model raises.
+
+        What it returns is ``like``, or like what it returns for other rows.
+        """
         call = rewritten(function) if rewrite else function
         if path == "vmap":
             # The minibatch of a subsampled plate is then the same for all particles.
             with _without_vmap_advice() if self._advised else nullcontext():
                 return torch.func.vmap(call, randomness="same")(z)
-        return tree_map(lambda *leaves: torch.stack(leaves), *[call(row) for row in z])
+        rows: list[Any] = []
+        failure: Exception | None = None
+        for row in z:
+            try:
+                rows.append(call(row))
+            except Exception as error:
+                if not _is_of_the_model(error) or (isinstance(error, LinAlgError) and not rewrite):
+                    raise
+                failure = error
+                self.raised[_words(error)] += 1
+                rows.append(None)
+        if failure is not None:
+            if like is None and all(found is None for found in rows):
+                raise failure
+            pattern = like if like is not None else next(found for found in rows if found is not None)
+            # The product keeps a graph, so that a gradient can be asked for.
+            rows = [
+                tree_map(lambda leaf, row=row: torch.full_like(leaf, math.nan) * row.sum(), pattern) if found is None else found
+                for row, found in zip(z, rows, strict=True)
+            ]
+        return tree_map(lambda *leaves: torch.stack(leaves), *rows)
 
     # One particle
 
@@ -344,12 +374,14 @@ class LogJoint:
         except Exception as error:
             if path == "vmap" and not rewrite:
                 self._own_control_flow = _looks_at_values(error)
-            return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+            return _words(error)
 
     def _reference(self) -> tuple[Tensor, Evaluation]:
         """Three particles at which the density is finite, where such are found, and single draws there."""
         centre = self.latents.unconstrain(self.structure.initial)
         generator = torch.Generator(device="cpu").manual_seed(0)
+        expected: Evaluation | None = None
+        failure: Exception | None = None
         for scale in (0.5, 0.1, 0.5, 1.0, 1.0, 1.0):
             noise = torch.randn(3, self.structure.dim, generator=generator, dtype=torch.float64, device="cpu")
             # The last tries forget the initial values, which may themselves be where the density is not finite.
@@ -358,8 +390,15 @@ class LogJoint:
                 expected = self._at(probe, "loop", False)
             except LinAlgError:
                 expected = self._at(probe, "loop", True)
+            except Exception as error:
+                if not _is_of_the_model(error):
+                    raise
+                failure = error
+                continue
             if expected.is_finite:
                 break
+        if expected is None:
+            raise failure  # type: ignore[misc]
         return probe, expected
 
     def _at(self, probe: Tensor, path: str, rewrite: bool, seed: int = 0) -> Evaluation:
@@ -514,14 +553,20 @@ class LogJoint:
     def nonfinite_sites(self, z: Tensor) -> dict[str, int]:
         """At how many of the latents ``(N, D)`` each site's value or log-probability is not finite.
 
-        Looks at 64 of them at most. Of enumerated models, where an impossible state is all right, NaN and plus infinity
-        are counted.
+        Looks at 64 of them at most; where the model raises, its error stands for a site. Of enumerated models, where an impossible
+        state is all right, NaN and plus infinity are counted.
         """
         counts: dict[str, int] = {}
         for row in z[:64]:
             values, _ = self.latents.constrain(row)
             bad = {name: not bool(torch.isfinite(value).all()) for name, value in values.items()}
-            for name, wrong in rewritten(lambda _: self._nonfinite(values))(row).items():  # noqa: B023
+            try:
+                found = rewritten(lambda _: self._nonfinite(values))(row)  # noqa: B023
+            except Exception as error:
+                if not _is_of_the_model(error):
+                    raise
+                found = {f"the model itself, which raised {_words(error)}": True}
+            for name, wrong in found.items():
                 bad[name] = bad.get(name, False) or wrong
             for name, wrong in bad.items():
                 counts[name] = counts.get(name, 0) + wrong
@@ -531,6 +576,19 @@ class LogJoint:
         if self.structure.enumerated:
             return {name: not finite for name, finite in finite_sites(self._enumerated_trace(values)).items()}
         return {name: not bool(torch.isfinite(p).all()) for name, p in self._run(values).log_probs.items()}
+
+
+def _words(error: Exception) -> str:
+    """Class and first line of an error."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+
+
+def _is_of_the_model(error: Exception) -> bool:
+    """Whether the model raised it, and not this package for what the model is, nor for want of memory."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if is_out_of_memory(error) or type(error).__module__ == checkpoint.__module__:  # whose errors end a recomputation early
+        return False
+    return bool(frames) and Path(frames[-1].filename).parent != Path(__file__).parent
 
 
 def _looks_at_values(error: BaseException) -> bool:

@@ -183,3 +183,18 @@ def test_a_fit_leaves_nothing_of_its_own_in_the_store():
     assert not list(pyro.get_param_store().keys())
     pf.fit(learnt, Y, seed=0, **OPTIONS)
     assert sorted(pyro.get_param_store().keys()) == ["prior", "shift"]
+
+
+def test_a_model_that_raises_far_out_is_fitted_and_reported():
+    """P(x > 2) is 0.004 under the posterior N(0.15, 0.5): draws there are left out, counted and explained."""
+
+    def model(y):
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        if float(x) > 2.0:
+            raise ValueError("the solver did not converge")
+        pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+    fit = pf.fit(model, torch.tensor(0.3), guide="affine", num_particles=32, max_steps=60, seed=0, progress=False)
+    diagnosis = fit.diagnose(2000)
+    assert diagnosis.verdict == "poor" and diagnosis.num_nonfinite > 0
+    assert "It raised ValueError: the solver did not converge" in diagnosis.advice

@@ -504,8 +504,7 @@ def test_validation_is_put_back_when_the_model_raises() -> None:
     joint = LogJoint(model)
     raising[0] = True
     with pyro.validation_enabled(True):
-        with pytest.raises(RuntimeError, match="broken"):
-            joint(torch.zeros(2, 1))
+        assert joint(torch.zeros(2, 1)).isnan().all() and joint.raised == {"RuntimeError: broken": 2}
         with pytest.raises(ValueError):
             dist.Normal(0.0, -1.0)
 
@@ -682,3 +681,56 @@ def test_many_particles_on_much_data_are_taken_in_parts(monkeypatch):
     assert max(sizes) == 10 and sum(sizes) == 2 * 64  # once for the values, and once more for the gradient
     with torch.no_grad():
         torch.testing.assert_close(joint(z), whole)
+
+
+# A model that raises sometimes
+
+
+def raises_far_out(y):
+    x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    if float(x) > 2.5:
+        raise ValueError("the solver did not converge")
+    pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+
+def test_a_particle_at_which_the_model_raises_does_not_lose_the_others():
+    density = LogJoint(raises_far_out, (torch.tensor(0.3),))
+    z = torch.tensor([[0.0], [3.0], [1.0]], requires_grad=True)
+    value = density(z)
+    assert value.isnan().tolist() == [False, True, False]
+    value[[0, 2]].sum().backward()
+    assert z.grad[[0, 2]].isfinite().all()
+    assert density.raised == {"ValueError: the solver did not converge": 1}
+    assert density(torch.full((2, 1), 3.0, requires_grad=True)).isnan().all()
+    (site,) = (name for name, count in density.nonfinite_sites(torch.full((1, 1), 3.0)).items() if count)
+    assert "raised ValueError: the solver did not converge" in site
+
+
+def test_a_model_that_raises_now_and_then_is_run_particle_by_particle_then():
+    calls = iter(range(10**6))
+
+    def shaky(y):
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        if next(calls) in bad:
+            raise OSError("connection lost")
+        pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+    bad: set[int] = set()
+    density = LogJoint(shaky, (torch.tensor(0.3),))
+    assert density.path == "vmap"
+    first = next(calls) + 1
+    bad = {first, first + 2}  # the call for all, and the second of the particles one by one
+    value = density(torch.zeros(3, 1))
+    assert value.isnan().tolist() == [False, True, False]
+
+
+def test_what_this_package_says_of_a_model_is_not_taken_for_its_error():
+    def changing(y):
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        if float(x) < 2.5:
+            pyro.sample("more", dist.Normal(x, 1.0))
+        pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+    density = LogJoint(changing, (torch.tensor(0.3),))
+    with pytest.raises(ValueError, match="more"):
+        density(torch.full((1, 2), 3.0))
