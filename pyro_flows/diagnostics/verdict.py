@@ -99,7 +99,7 @@ class Diagnosis:
         rows = [
             ("verdict", self.verdict),
             ("k-hat", self._khat_text()),
-            ("posterior not reached", "nothing to speak of" if math.isnan(self.missing_mass) else f"{self.missing_mass:.2%}"),
+            ("posterior not reached", self._missing_text()),
             ("effective draws", f"{self.ess:,.0f} of {self.num_draws:,} ({self.ess_fraction:.1%})"),
             ("sd of log-weights", f"{self.log_weight_sd:.3g} nats"),
             ("ELBO", f"{self.elbo:.3f} ± {self.elbo_mcse:.2g} nats"),
@@ -117,6 +117,11 @@ class Diagnosis:
         rows.append(("advice", self.advice))
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+
+    def _missing_text(self) -> str:
+        if math.isnan(self.missing_mass):
+            return "nothing to speak of"
+        return f"{self.missing_mass:.2%}" if self.missing_mass < 1 else "cannot be bounded: a tail with this k-hat has no mean"
 
     def _khat_text(self) -> str:
         if math.isnan(self.missing_mass):
