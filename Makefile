@@ -80,7 +80,8 @@ test-arviz1: $(VENV)-arviz1/stamp
 	$(call timed,tests under arviz 1,$(VENV)-arviz1/bin/python -m pytest -n $(WORKERS) --dist worksteal $(ARVIZ_TESTS) $(PYTEST_ARGS))
 
 docs: $(VENV)/stamp-docs
-	$(call timed,docs,$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html)
+	$(call timed,docs,$(BIN)/python -m sphinx -W --keep-going -q -j 2 -b html docs docs/_build/html)
+	$(BIN)/python docs/check_site.py docs/_build/html
 	@echo "docs/_build/html/index.html"
 
 bench: $(VENV)/stamp-bench
