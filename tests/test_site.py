@@ -16,19 +16,6 @@ ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = [*sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("tutorials/*.md")), ROOT / "README.md", ROOT / "CHANGELOG.md"]
 ROOMS = "data diagnostics distributions flows guides infer io manifolds nn studies testing transforms".split()
-    "data",
-    "diagnostics",
-    "distributions",
-    "flows",
-    "guides",
-    "infer",
-    "io",
-    "manifolds",
-    "nn",
-    "studies",
-    "testing",
-    "transforms",
-)
 CODE = re.compile(r"```(?:python|\{code-cell\})[^\n]*\n(.*?)```", re.DOTALL)
 
 
