@@ -16,7 +16,7 @@ version = release = pyro_flows.__version__
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
-    "sphinx.ext.mathjax",
+    "sphinx_mathjax_offline",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
@@ -26,8 +26,6 @@ html_title = f"pyro_flows {version}"
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
-# README, CONTRIBUTING and CHANGELOG are included from the root, where their relative links are right
-suppress_warnings = ["myst.xref_missing"]
 
 # Tutorials are run when the site is built, each in its folder, and once for a state of the files.
 nb_execution_mode = "cache"
@@ -36,7 +34,7 @@ nb_execution_raise_on_error = True
 nb_output_stderr = "remove"
 nb_merge_streams = True
 
-autodoc_default_options = {"members": True, "show-inheritance": True, "ignore-module-all": True}
+autodoc_default_options = {"members": True, "show-inheritance": True, "ignore-module-all": True, "exclude-members": "TURN"}
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_inherit_docstrings = False

@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .printed import Printed
+
 #: Rows whose distances are held in memory at once.
 _PART = 2048
 
 
 @dataclass(frozen=True)
-class Distance:
+class Distance(Printed):
     """A distance between two sets of draws.
 
     Args:

@@ -14,6 +14,8 @@ from pyro_flows.distributions import FlowDistribution
 from pyro_flows.transforms import Conditioned, FlowTransform
 from pyro_flows.transforms.supports import is_real
 
+from .printed import Printed
+
 #: Points at which Jacobians are taken.
 _JACOBIANS = 32
 
@@ -46,7 +48,7 @@ class AuditRow:
 
 
 @dataclass(frozen=True)
-class InverseAudit:
+class InverseAudit(Printed):
     """Round trips of a flow on data, on noise, and far from both.
 
     Args:

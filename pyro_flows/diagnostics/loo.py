@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from .arviz import psislw
+from .printed import Printed
 from .weights import check_log_weights, khat_threshold
 
 
 @dataclass(frozen=True)
-class Loo:
+class Loo(Printed):
     r"""Expected log-density of new data, estimated by leaving out each observation.
 
     Args:
@@ -122,7 +123,7 @@ def loo(log_likelihood: Tensor, log_weights: Tensor | None = None) -> Loo:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Printed):
     """Models in the order of their expected log-density.
 
     Args:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .arviz import psislw
 from .bands import plot_bands
+from .printed import Printed
 from .uniformity import LEVEL, Uniformity, departure, uniformity_test
 from .weights import check_log_weights, khat_threshold
 
@@ -20,7 +21,7 @@ _CELLS, _LEAST = 100, 10
 
 
 @dataclass(frozen=True)
-class Pit:
+class Pit(Printed):
     """Shares of the predictive distribution below each observation: uniform, if predictions are right.
 
     Args:

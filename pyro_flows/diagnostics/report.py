@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .printed import Printed
+
 #: Dots per inch of the pictures.
 _DPI = 110
 
@@ -105,7 +107,7 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Printed):
     """Sections under a title, with a mark that is seen first.
 
     ``print(report)`` gives the text, ``save`` a file for a browser that needs nothing else, no network either.

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from .numbers import numbered
+from .printed import Printed
 
 #: Sensitivities from which on a component matters.
 _MATTERS = 0.05
 
 
 @dataclass(frozen=True)
-class Sensitivity:
+class Sensitivity(Printed):
     r"""How much the posterior of each number changes as prior or likelihood are made a little stronger or weaker.
 
     Args:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_flows.distributions.module_distribution import ModuleDistribution
 
+from .printed import Printed
 from .uniformity import LEVEL
 
 LogProb = Callable[[Tensor], Tensor]
@@ -21,7 +22,7 @@ _MOST = 4000
 
 
 @dataclass(frozen=True)
-class BatchTypicality:
+class BatchTypicality(Printed):
     """A test of whether a batch comes from where reference points do.
 
     Args:

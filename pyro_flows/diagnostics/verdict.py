@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .printed import Printed
 from .shift import Shift, worst_shift
 from .weights import elbo, eubo, importance_ess, log_evidence, psis, usable_log_weights
 
@@ -38,7 +39,7 @@ NEGLIGIBLE = math.log(100)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Diagnosis:
+class Diagnosis(Printed):
     r"""Whether to trust draws of a guide.
 
     ``good``: use the draws as they are. ``reweight``: resample them by their importance weights first. ``poor``:

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyro_flows.diagnostics.printed import Printed
+
 from .importance import ElementWeights
 
 MIN_EFFECTIVE_DRAWS = 10
 
 
 @dataclass(frozen=True)
-class NLLEstimate:
+class NLLEstimate(Printed):
     r"""What :func:`evaluate_nll` found; all in nats, in float64 on the CPU.
 
     Args:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pyro_flows.diagnostics.printed import Printed
 from pyro_flows.distributions import FlowDistribution, FlowMixture
 from pyro_flows.flows.registry import FlowFactory, build
 from pyro_flows.manifolds.sphere import SPHERE
@@ -43,7 +44,7 @@ _START = 2048
 
 
 @dataclass
-class DensityFit:
+class DensityFit(Printed):
     """A flow that was fitted to data.
 
     Args:

@@ -15,6 +15,7 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_flows.diagnostics.printed import Printed
 from pyro_flows.infer import Fit
 from pyro_flows.infer import fit as fit_model
 from pyro_flows.model import LogJoint
@@ -23,7 +24,7 @@ from pyro_flows.model.observations import Reading, read_observations
 
 
 @dataclass(frozen=True)
-class BayesFactor:
+class BayesFactor(Printed):
     r"""How much better a model predicts the data than another.
 
     Args:

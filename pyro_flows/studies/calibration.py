@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_flows.diagnostics.bands import plot_bands
 from pyro_flows.diagnostics.numbers import numbered
+from pyro_flows.diagnostics.printed import Printed
 from pyro_flows.diagnostics.uniformity import LEVEL, Uniformity, departure, uniformity_test
 
 #: Names of the statistics of all latents together.
@@ -19,7 +20,7 @@ JOINT = ("coverage", "tarp", "tarp, near")
 
 
 @dataclass(frozen=True)
-class Calibration:
+class Calibration(Printed):
     r"""Ranks of true values among posterior draws, of simulated data sets: uniform, if posteriors are right.
 
     Of each latent number the rank is the number of draws below the true value. Of all latents together, ``"coverage"`` is the

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from pyro_flows.diagnostics.printed import Printed
 from pyro_flows.diagnostics.uniformity import LEVEL
 from pyro_flows.guides import AmortizedFlow
 from pyro_flows.model import Simulations
@@ -23,7 +24,7 @@ _LEAST = 200
 
 
 @dataclass(frozen=True)
-class LocalTest:
+class LocalTest(Printed):
     r"""Whether posteriors of single data sets are right.
 
     Args:
