@@ -8,6 +8,8 @@ import pickle
 import random
 import shutil
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from canary import Canary
@@ -197,3 +199,46 @@ def test_links_and_missing_files(saved, tmp_path):
         save(flows.get("affine")(2), tmp_path / "link")
     with pytest.raises(ValueError, match="is not replaced"):
         save(flows.get("affine")(2), tmp_path / "link", overwrite=True)
+
+
+def test_no_file_of_a_checkpoint_is_run(tmp_path):
+    def fit():
+        options = {"flow_options": {"num_layers": 1, "hidden_dims": (4,)}, "max_epochs": 2, "seed": 0, "progress": False}
+        return pf.fit_density(
+            "maf", torch.randn(200, 2, generator=torch.Generator().manual_seed(0)), checkpoint=tmp_path / "run", **options
+        )
+
+    fit()
+    canary = tmp_path / "canary"
+    names = [path.name for path in (tmp_path / "run").iterdir() if path.name != ".lock"]
+    assert names
+    for name in names:
+        path = tmp_path / "run" / name
+        kept = path.read_bytes()
+        for evil in (pickle.dumps(Canary(canary)), pickle.dumps(Canary(canary), protocol=0)):
+            path.write_bytes(evil)
+            with pytest.raises(ValueError, match=name):
+                fit()
+        path.write_bytes(kept)
+    fit()
+    assert not canary.exists()
+
+
+def test_a_checkpoint_of_a_loop_is_not_run(tmp_path):
+    path, canary = tmp_path / "run.pt", tmp_path / "canary"
+    for write in (lambda: path.write_bytes(pickle.dumps(Canary(canary))), lambda: torch.save({"step": Canary(canary)}, path)):
+        write()
+        with pytest.raises(ValueError, match="no checkpoint, or a damaged one"):
+            pf.infer.Checkpoint(path, loss=torch.nn.Linear(1, 1)).load()
+    assert not canary.exists()
+
+
+def test_draws_of_a_fit_are_not_read(tmp_path):
+    def model():
+        pyro.sample("x", dist.Normal(0.0, 1.0))
+
+    pf.fit(model, seed=0, max_steps=5, progress=False).save(tmp_path / "fit", draws=20)
+    canary = tmp_path / "canary"
+    (tmp_path / "fit" / "draws.nc").write_bytes(pickle.dumps(Canary(canary)))
+    assert pf.load(tmp_path / "fit", model).sample(3)["x"].shape == (3,)
+    assert not canary.exists()
