@@ -43,6 +43,10 @@ def is_legacy() -> bool:
     return int(load().__version__.split(".")[0]) < 1
 
 
+#: Nats by which a log-density varies that counts as constant.
+_CONSTANT = 1e-3
+
+
 def psislw(log_weights: np.ndarray) -> tuple[np.ndarray, float]:
     r"""Pareto-smoothed importance sampling: smoothed log-weights that sum to one, and the tail shape :math:`\hat k`.
 
@@ -169,7 +173,7 @@ def summary(data: Any, var_names: list[str] | None = None) -> Any:
 
 
 def power_scaling_sensitivity(data: Any, component: str) -> dict[str, np.ndarray]:
-    """Power-scaling sensitivity of every quantity of the posterior.
+    """Power-scaling sensitivity of every quantity of the posterior; zero for a component that is the same at all draws.
 
     Args:
         data: Arviz data with groups ``log_likelihood`` and ``log_prior``.
@@ -185,6 +189,13 @@ def power_scaling_sensitivity(data: Any, component: str) -> dict[str, np.ndarray
         >>> 0.1 < float(found) < 1.0
         True
     """
+    total: Any = 0.0
+    for part in getattr(data, f"log_{component}").data_vars.values():
+        total = total + part.sum([dim for dim in part.dims if dim not in ("chain", "draw")])
+    if float(total.max() - total.min()) < _CONSTANT:
+        # Ties, of which arviz 1 makes errors or warnings; powers near 1 of what is constant change nothing.
+        posterior = data.posterior.data_vars
+        return {str(name): np.zeros(value.shape[2:]) for name, value in posterior.items()}
     with np.errstate(all="ignore"):
         found = load().psens(data, component=component) if is_legacy() else load().psense(data, group=component)
     return {str(name): np.asarray(value.values, dtype=np.float64) for name, value in found.data_vars.items()}

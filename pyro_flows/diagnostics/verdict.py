@@ -299,7 +299,8 @@ def _judge(constant: bool, tail_reliable: bool, num_draws: int, ess: float, shif
     if any_mean or checked:
         return "good", "Use the draws as they are. A mode that the guide misses altogether would not show here."
     return "reweight", (
-        "Resample by importance weights before use: fit.resample(n), or fit.to_arviz(resample='psis'). The raw "
+        "Resample by importance weights before use: fit.resample(n), fit.predict(n, resample='psis'), "
+        "or fit.to_arviz(resample='psis'). The raw "
         "draws are off by more "
         "than they should be, the weights correct that."
     )

@@ -150,7 +150,9 @@ def _weighted(fit: Fit, num_samples: int, seed: int | None) -> tuple[Tensor, Ten
     if fit.log_joint.structure.subsampled:
         raise ValueError("a model whose plates draw minibatches has other observations at every draw; fit it without subsampling")
     latents, log_p, log_q = fit._weighted(num_samples, seed)
-    return latents, usable_log_weights(log_p, log_q, latents)[0]
+    log_weights = usable_log_weights(log_p, log_q, latents)[0]
+    some = torch.isfinite(log_weights)  # the others have no weight, and a model that raises there has no predictions either
+    return (latents[some], log_weights[some]) if bool(some.any()) else (latents, log_weights)
 
 
 def _read(fit: Fit) -> Reading:

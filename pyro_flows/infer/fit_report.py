@@ -207,6 +207,7 @@ def _predictions(fit: Fit, count: int, seed: int | None) -> Section | None:
         if drawn is not None and name in drawn:
             kept = one.counted.reshape(one.counted.shape + (1,) * one.event_dim).expand(one.value.shape).reshape(-1)
             flat, y = drawn[name].expand(count, *one.value.shape).reshape(count, -1)[:, kept], one.value.reshape(-1)[kept]
+            flat = flat[~flat.isnan().all(1)] if flat.is_floating_point() else flat  # draws at which the model raised
             every = max(1, len(y) // 20_000)
             words = f"Observations of {name!r} among predictive draws of the guide."
             picture = _or_words(parts, f"Picture of {name!r}", partial(plot_predictive, flat[:, ::every], y[::every], name=name))

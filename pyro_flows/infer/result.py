@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -282,25 +283,37 @@ class Fit:
             generator.manual_seed(seed)
         return psis_resample(psis(log_weights).log_weights, num_samples, generator)
 
-    def predict(self, num_samples: int, *args: Any, seed: int | None = None, **kwargs: Any) -> dict[str, Tensor]:
-        """Posterior predictive draws of the observed sites.
+    def predict(
+        self, num_samples: int, *args: Any, resample: str | None = None, seed: int | None = None, **kwargs: Any
+    ) -> dict[str, Tensor]:
+        """Posterior predictive draws of the observed sites, with the deterministic ones.
 
         Args:
             num_samples: Number S of draws.
             args: Arguments of the model, such as new covariates, with None in place of the data where it takes that; those of
                 the fit if none are given. A guide of plates draws the latents of the elements of these arguments, new ones by its
                 encoder.
+            resample: ``"psis"`` draws latents by their Pareto-smoothed weights, as :meth:`resample` does, which corrects what
+                error the guide has; with None they are the guide's.
             seed: Makes them reproducible.
-            kwargs: Keyword arguments of the model; those of the fit, with these in place, if no ``args`` are given.
+            kwargs: Arguments of the model by name; those of the fit, with these in place, if no ``args`` are given.
 
         Returns:
-            A tensor ``(S, site shape)`` per observed site.
+            A tensor ``(S, site shape)`` per observed and deterministic site.
+
+        Raises:
+            ValueError: If an argument is not as described, or the model raises.
         """
-        if isinstance(self.guide, AutoPlateFlow) and (args or kwargs):
-            check_count("num_samples", num_samples)
-            check_seed(seed)
-            if not args:
-                args, kwargs = self._args, {**self._kwargs, **kwargs}
+        check_count("num_samples", num_samples)
+        check_seed(seed)
+        if resample not in (None, "psis"):
+            raise ValueError(f"resample must be None or 'psis', got {resample!r}")
+        others = bool(args or kwargs)
+        if not args:
+            args, kwargs = self._with_arguments(kwargs)
+        if isinstance(self.guide, AutoPlateFlow) and others:
+            if resample is not None:
+                raise ValueError("resample: draws for elements of other arguments have no weights; leave it out")
             drawn = [p.name for p in self.guide.look(*args, **kwargs).calls.values() if not p.given and p.count != p.size]
             if drawn:
                 raise ValueError(
@@ -309,13 +322,24 @@ class Fit:
                 )
             with seeded(seed):
                 values = self.guide.sample(num_samples, *args, **kwargs)
-            return predictive(self._model, values, args, kwargs, seed=seed)
-        if not args:
-            args, kwargs = self._args, {**self._kwargs, **kwargs}
-        latents, _ = self._latents(num_samples, seed)
-        with torch.no_grad():
-            values = self.log_joint.latents.constrain(latents)[0]
-        return predictive(self._model, values, args, kwargs, seed=seed)
+        elif resample is not None:
+            drawn_values = self.resample(num_samples, seed=seed)
+            values = {site.name: drawn_values[site.name] for site in self.log_joint.structure.sites}
+        else:
+            latents, _ = self._latents(num_samples, seed)
+            with torch.no_grad():
+                values = self.log_joint.latents.constrain(latents)[0]
+        return predictive(self._model, values, args, kwargs, seed=seed, deterministic=True)
+
+    def _with_arguments(self, given: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments of the fit, with those in place that are given by name."""
+        try:
+            bound = inspect.signature(self._model).bind(*self._args, **self._kwargs)
+        except (TypeError, ValueError):  # a callable that has no signature
+            return self._args, {**self._kwargs, **given}
+        named = {name for name in given if name in bound.arguments}
+        bound.arguments.update({name: given[name] for name in named})
+        return bound.args, {**bound.kwargs, **{name: value for name, value in given.items() if name not in named}}
 
     def refine_mcmc(
         self,

@@ -11,6 +11,7 @@ from pyro import poutine
 from torch import Tensor
 
 from .log_joint import LogJoint
+from .memory import is_out_of_memory
 from .structure import read_model
 
 
@@ -67,12 +68,14 @@ def initial_point(log_joint: LogJoint, num_tries: int = 100, init_loc_fn: Callab
 def prior_points(log_joint: LogJoint, count: int) -> Tensor:
     """Draws of the latents from their priors as flat unconstrained vectors; none where a prior cannot be sampled.
 
+    Draws at which the model raises are left out.
+
     Args:
         log_joint: The log joint density.
         count: Number of draws.
 
     Returns:
-        Points ``(count, D)``, those that are not finite left out.
+        Points, at most ``(count, D)``, those that are not finite left out.
 
     Example:
         >>> def model():
@@ -81,14 +84,19 @@ def prior_points(log_joint: LogJoint, count: int) -> Tensor:
         torch.Size([5, 1])
     """
     names = list(log_joint.structure.initial)
-    points = []
+    points: list[Tensor] = []
+    failed = 0
     with pyro.validation_enabled(False):
         for _ in range(count):
             try:
                 trace = poutine.block(poutine.trace(log_joint.model).get_trace)(*log_joint.args, **log_joint.kwargs)
                 points.append(log_joint.latents.unconstrain({name: trace.nodes[name]["value"] for name in names}))
-            except (NotImplementedError, ValueError, RuntimeError):
-                break  # an improper prior, or a value that the model cannot go on with
+            except Exception as error:  # an improper prior, or a value that the model cannot go on with
+                failed += 1
+                if is_out_of_memory(error):
+                    raise
+                if failed >= max(8, len(points)):
+                    break
     if not points:
         return log_joint.latents.unconstrain(log_joint.structure.initial)[None][:0]
     stacked = torch.stack(points)

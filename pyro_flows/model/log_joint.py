@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import re
 import traceback
 import warnings
 from collections import Counter
@@ -21,6 +22,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 from .agreement import Evaluation, cut_directions, difference
+from .dtypes import dtype_hint
 from .enumeration import enumerated_trace, finite_sites, summed_log_prob
 from .evaluate import Evaluate
 from .latents import FlatLatents
@@ -35,6 +37,8 @@ MEMORY = 2**30
 #: Tensors as large as the data that are kept for a gradient, about.
 _LIVE_TENSORS = 24
 
+#: Numbers in the words of an error, which would make each an error of its own.
+_NUMBER = re.compile(r"[-+]?\d[\d.]*(?:e[-+]?\d+)?")
 _PACKAGE = Path(__file__).parents[1]
 _PATHS = ("vmap", "plate", "loop")
 _JACOBIAN = "the Jacobian"
@@ -168,15 +172,25 @@ class LogJoint:
         return torch.cat([checkpoint(self._at_once, part, use_reentrant=False) for part in parts])
 
     def _at_once(self, z: Tensor) -> Tensor:
+        return self._without_the_failed(lambda path, rewrite: self._by(path, z, rewrite))
+
+    def _without_the_failed(self, run: Callable[[str, bool], Any]) -> Any:
+        """What ``run(path, rewrite)`` gives by the path taken, or by one that copes with what the model raises."""
+        rewrite = self.rewritten
         try:
-            return self._by(self.path, z, self.rewritten)
-        except LinAlgError:
-            # Only this call: intercepting every operation costs time.
-            return self._by(self.path, z, True)
+            return run(self.path, rewrite)
         except Exception as error:
-            if self.path == "loop" or not _is_of_the_model(error):
+            if not _is_of_the_model(error):
                 raise
-            return self._by("loop", z, self.rewritten)  # the particles at which it does not raise
+            if isinstance(error, LinAlgError):
+                rewrite = True  # only for this call: intercepting every operation costs time
+        if rewrite != self.rewritten:
+            try:
+                return run(self.path, rewrite)
+            except Exception as error:
+                if not _is_of_the_model(error):
+                    raise
+        return run("loop", rewrite)
 
     @property
     def particles_at_once(self) -> int:
@@ -250,18 +264,29 @@ class LogJoint:
                 if not _is_of_the_model(error) or (isinstance(error, LinAlgError) and not rewrite):
                     raise
                 failure = error
-                self.raised[_words(error)] += 1
+                self.raised[_NUMBER.sub("…", _words(error))] += 1
                 rows.append(None)
         if failure is not None:
-            if like is None and all(found is None for found in rows):
-                raise failure
-            pattern = like if like is not None else next(found for found in rows if found is not None)
-            # The product keeps a graph, so that a gradient can be asked for.
+            if like is None:
+                like = next((found for found in rows if found is not None), None)
+            if like is None:
+                like = self._at_the_start(function, failure)
+            # The product keeps a graph, so that a gradient can be asked for. Whole numbers and truth values have no NaN.
             rows = [
-                tree_map(lambda leaf, row=row: torch.full_like(leaf, math.nan) * row.sum(), pattern) if found is None else found
+                tree_map(lambda leaf, row=row: torch.full_like(leaf, math.nan, dtype=_floating(leaf, z)) * row.sum(), like)
+                if found is None
+                else tree_map(lambda leaf: leaf.to(_floating(leaf, z)), found)
                 for row, found in zip(z, rows, strict=True)
             ]
         return tree_map(lambda *leaves: torch.stack(leaves), *rows)
+
+    def _at_the_start(self, function: Callable[[Tensor], Any], failure: Exception) -> Any:
+        """What a function gives at the initial point, for its shapes."""
+        start = self.latents.unconstrain(self.structure.initial)
+        try:
+            return function(start) if not self.rewritten else rewritten(function)(start)
+        except Exception:
+            raise failure from None
 
     # One particle
 
@@ -398,6 +423,9 @@ class LogJoint:
             if expected.is_finite:
                 break
         if expected is None:
+            hint = dtype_hint(failure, self.args, self.kwargs) if failure is not None else ""
+            if hint:
+                raise ValueError(f"the model raised {type(failure).__name__}: {failure}{hint}") from failure
             raise failure  # type: ignore[misc]
         return probe, expected
 
@@ -530,14 +558,14 @@ class LogJoint:
 
         if self.path == "plate" and len(z) > 3:
             few = self._mapped(single, z[:3], "loop", self.rewritten)
-            if _same(self._collect_in_plate(read, z[:3], few), few):
-                return self._collect_in_plate(read, z, few)
+            try:
+                if _same(self._collect_in_plate(read, z[:3], few), few):
+                    return self._collect_in_plate(read, z, few)
+            except Exception as error:
+                if not _is_of_the_model(error):
+                    raise
         # Reads in the plate may be wrong although the density is right: a deterministic site that sums over all, say.
-        path = "vmap" if self.path == "vmap" else "loop"
-        try:
-            return self._mapped(single, z, path, self.rewritten)
-        except LinAlgError:
-            return self._mapped(single, z, path, True)
+        return self._without_the_failed(lambda path, rewrite: self._mapped(single, z, path, rewrite))
 
     def _collect_in_plate(
         self, read: Callable[[Evaluate], dict[str, Tensor]], z: Tensor, like: Mapping[str, Tensor]
@@ -578,6 +606,11 @@ class LogJoint:
         return {name: not bool(torch.isfinite(p).all()) for name, p in self._run(values).log_probs.items()}
 
 
+def _floating(leaf: Tensor, z: Tensor) -> torch.dtype:
+    """The dtype of a tensor, or that of the latents where it has no NaN."""
+    return leaf.dtype if leaf.is_floating_point() else z.dtype
+
+
 def _words(error: Exception) -> str:
     """Class and first line of an error."""
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
@@ -585,7 +618,8 @@ def _words(error: Exception) -> str:
 
 def _is_of_the_model(error: Exception) -> bool:
     """Whether the model raised it, and not this package for what the model is, nor for want of memory."""
-    frames = traceback.extract_tb(error.__traceback__)
+    passing = Path(rewritten.__code__.co_filename)  # operations of the model pass through there
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) != passing]
     if is_out_of_memory(error) or type(error).__module__ == checkpoint.__module__:  # whose errors end a recomputation early
         return False
     return bool(frames) and Path(frames[-1].filename).parent != Path(__file__).parent

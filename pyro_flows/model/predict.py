@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,9 +20,9 @@ from .sites import Site, is_deterministic, is_enumerated, is_factor, is_subsampl
 class _Predict(Messenger):  # type: ignore[misc]
     """Puts values at the latent sites and draws the observed ones anew."""
 
-    def __init__(self, values: Mapping[str, Tensor], beside: bool = False) -> None:
+    def __init__(self, values: Mapping[str, Tensor], beside: bool = False, deterministic: bool = False) -> None:
         super().__init__()
-        self.values, self.beside = values, beside
+        self.values, self.beside, self.deterministic = values, beside, deterministic
         self.drawn: dict[str, Tensor] = {}
         self.last: str | None = None
 
@@ -43,7 +44,7 @@ class _Predict(Messenger):  # type: ignore[misc]
             name in self.drawn
             or name in self.values
             or is_subsample(msg)
-            or is_deterministic(msg)
+            or (is_deterministic(msg) and not self.deterministic)
             or is_factor(msg)
             or is_enumerated(msg)
         ):
@@ -59,6 +60,7 @@ def predictive(
     kwargs: Mapping[str, Any] | None = None,
     *,
     beside: bool = False,
+    deterministic: bool = False,
     seed: int | None = None,
 ) -> dict[str, Tensor]:
     """Draw the observed sites of a model anew at given values of its latents, one draw for each.
@@ -74,13 +76,14 @@ def predictive(
         kwargs: Keyword arguments of the model.
         beside: Whether each observed site is drawn given the *observed* values of the others, which go on as they are; else all
             are drawn anew together, and one that another hangs on is the drawn one.
+        deterministic: Whether values of deterministic sites are returned too.
         seed: Makes the draws reproducible and leaves the global generators as they were.
 
     Returns:
-        A tensor ``(S, site shape)`` per observed site.
+        A tensor ``(S, site shape)`` per observed site. Draws at which the model raises are NaN, with a warning.
 
     Raises:
-        ValueError: If ``values`` is empty or its tensors differ in their first dimension, or the model raises.
+        ValueError: If ``values`` is empty or its tensors differ in their first dimension, or the model raises at more than half.
 
     Example:
         >>> def model(y=None):
@@ -95,7 +98,7 @@ def predictive(
     call_kwargs = dict(kwargs or {})
 
     def single(given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        predict = _Predict(given, beside)
+        predict = _Predict(given, beside, deterministic)
         with pyro.validation_enabled(False), poutine.block(), predict:
             try:
                 model(*args, **call_kwargs)
@@ -113,5 +116,26 @@ def predictive(
             except Exception:
                 # Samplers of Dirichlet, Beta, StudentT and others are not vmapped; what else is wrong, single draws tell.
                 continue
-        rows = [single({name: value[i] for name, value in values.items()}) for i in range(next(iter(sizes.values())))]
-        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+        count = next(iter(sizes.values()))
+        rows: list[dict[str, Tensor] | None] = []
+        failure: ValueError | None = None
+        for i in range(count):
+            try:
+                rows.append(single({name: value[i] for name, value in values.items()}))
+            except ValueError as error:
+                failure = error
+                rows.append(None)
+        drawn = [row for row in rows if row is not None]
+        if failure is None:
+            return {name: torch.stack([row[name] for row in drawn]) for name in drawn[0]}
+        if len(drawn) < count / 2:
+            raise failure
+        warnings.warn(f"{count - len(drawn)} of {count} predictive draws are NaN, for {failure}", stacklevel=2)
+        return {name: torch.stack([_or_nan(row, drawn[0], name) for row in rows]) for name in drawn[0]}
+
+
+def _or_nan(row: Mapping[str, Tensor] | None, like: Mapping[str, Tensor], name: str) -> Tensor:
+    """The draw, or NaN in its place, in a dtype that has one."""
+    value = like[name] if row is None else row[name]
+    value = value if value.is_floating_point() else value.to(torch.get_default_dtype())
+    return torch.full_like(value, torch.nan) if row is None else value

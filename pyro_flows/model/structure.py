@@ -13,6 +13,7 @@ from pyro.infer.autoguide.initialization import InitMessenger, init_to_median
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from .dtypes import dtype_hint
 from .sites import (
     InitToSupport,
     Site,
@@ -208,7 +209,8 @@ def read_model(
             trace = poutine.trace(initialised).get_trace(*args, **dict(kwargs or {}))
         except Exception as error:
             where = "before its first sample site" if last.name is None else f"at or after sample site {last.name!r}"
-            raise ValueError(f"the model raised {type(error).__name__} {where}: {error}") from error
+            hint = dtype_hint(error, args, kwargs or {})
+            raise ValueError(f"the model raised {type(error).__name__} {where}: {error}{hint}") from error
     return _structure(trace, allow_local)
 
 

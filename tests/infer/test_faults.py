@@ -198,3 +198,17 @@ def test_a_model_that_raises_far_out_is_fitted_and_reported():
     diagnosis = fit.diagnose(2000)
     assert diagnosis.verdict == "poor" and diagnosis.num_nonfinite > 0
     assert "It raised ValueError: the solver did not converge" in diagnosis.advice
+
+
+def test_predictions_are_made_where_the_model_does_not_raise():
+    def model(y):
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        if float(x) > 1.5:
+            raise ValueError("the solver did not converge")
+        pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+    fit = pf.fit(model, torch.tensor(0.3), guide="affine", num_particles=32, max_steps=60, seed=0, progress=False)
+    with pytest.warns(UserWarning, match="predictive draws are NaN, for the model raised ValueError"):
+        drawn = fit.predict(500, seed=0)["y"]
+    assert 0 < int(drawn.isnan().sum()) < 50
+    assert fit.predict(100, resample="psis", seed=0)["y"].isfinite().all()

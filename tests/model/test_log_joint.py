@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_flows.model import LogJoint, read_model
+from pyro_flows.model.initial import prior_points
 
 EFFECTS = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
 ERRORS = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
@@ -734,3 +735,48 @@ def test_what_this_package_says_of_a_model_is_not_taken_for_its_error():
     density = LogJoint(changing, (torch.tensor(0.3),))
     with pytest.raises(ValueError, match="more"):
         density(torch.full((1, 2), 3.0))
+
+
+@pytest.mark.parametrize("path", ["vmap", "plate", "loop"])
+def test_what_is_read_of_particles_at_which_the_model_raises_is_not_a_number(path):
+    table = torch.arange(10.0)
+
+    def look_up(y):
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.deterministic("positive", x > 0)
+        pyro.deterministic("entry", table[(2 * x + 4).long()] + 0 * x)
+        pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+    density = LogJoint(look_up, (torch.tensor(0.3),), path=path)
+    z = torch.tensor([[0.0], [8.0], [1.0], [-1.0], [0.5]])  # the second has no entry
+    bad = [False, True, False, False, False]
+    assert density(z).isnan().tolist() == bad
+    found = density.deterministics(z)
+    assert found["positive"].isnan().tolist() == bad and found["positive"][[0, 2, 3]].tolist() == [0.0, 1.0, 0.0]
+    assert found["entry"].isnan().tolist() == bad
+    assert density.log_likelihood(z)["y"].isnan().tolist() == bad
+    assert density.deterministics(z[1:2])["entry"].isnan().all()
+
+
+def test_a_matrix_without_factor_beside_another_error():
+    def both(y):
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        factor = torch.linalg.cholesky(torch.eye(2) * (2 - x))
+        entry = torch.zeros(10)[(x + 4).long()]
+        pyro.sample("y", dist.Normal(x + entry + 0 * factor[0, 0], 1.0), obs=y)
+
+    density = LogJoint(both, (torch.tensor(0.3),))
+    assert density(torch.tensor([[0.0], [3.0], [-30.0]])).isnan().tolist() == [False, True, True]
+
+
+def test_draws_of_priors_go_on_after_one_at_which_the_model_raises():
+    def often(y):
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        if float(x) > 1.2:
+            raise IndexError("out of the table")
+        pyro.sample("y", dist.Normal(x, 1.0), obs=y)
+
+    density = LogJoint(often, (torch.tensor(0.3),))
+    assert 40 < len(prior_points(density, 64)) < 64
+    density(torch.linspace(1.3, 3.0, 50)[:, None])
+    assert density.raised == {"IndexError: out of the table": 50}
