@@ -45,3 +45,26 @@ def test_a_wrong_example_is_reported(tmp_path, monkeypatch):
     (tmp_path / "wrong_example.py").write_text('"""\n>>> torch.zeros(1)\ntensor([1.])\n"""\n')
     monkeypatch.syspath_prepend(tmp_path)
     assert "tensor([0.])" in run_doctests(importlib.import_module("wrong_example"))
+
+
+def public_objects() -> dict[str, object]:
+    """Classes and functions that the package and its rooms export, by their dotted names."""
+    found = {}
+    for name in pf.__all__:
+        value = getattr(pf, name)
+        if isinstance(value, type(pf)):
+            found |= {f"{name}.{inner}": getattr(value, inner) for inner in getattr(value, "__all__", ())}
+        else:
+            found[name] = value
+    return {name: value for name, value in found.items() if callable(value)}
+
+
+def test_every_public_name_has_an_example(capsys):
+    without = []
+    for name, value in public_objects().items():
+        words = value.__doc__ or ""
+        if ">>>" not in words and "See :" not in words:
+            without.append(name)
+    with capsys.disabled():
+        print(f" {len(public_objects())} public names")
+    assert not without

@@ -13,7 +13,11 @@ __all__ = ["EightSchools", "eight_schools"]
 
 
 class EightSchools(NamedTuple):
-    """Coaching effects in eight schools, see :func:`eight_schools`."""
+    """Coaching effects in eight schools.
+
+    Example:
+        See :func:`eight_schools`.
+    """
 
     y: Tensor
     sigma: Tensor

@@ -15,7 +15,11 @@ Factory = Callable[[int, int], FlowTransform]
 
 
 class ConformanceError(AssertionError):
-    """A transform broke a law; the message begins with the name of the law."""
+    """A transform broke a law; the message begins with the name of the law.
+
+    Example:
+        See :func:`check_transform`.
+    """
 
 
 @dataclass(frozen=True)
