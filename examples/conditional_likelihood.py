@@ -8,6 +8,7 @@ the weights of the flow get priors too, and are latents like the others.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -15,6 +16,7 @@ import torch
 from pyro.distributions.transforms import AffineTransform
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
+from tqdm import trange
 
 import pyro_flows as pf
 
@@ -33,15 +35,17 @@ def report(name: str, mean: Tensor, sd: Tensor) -> None:
     )
 
 
-def least_squares(x: Tensor, t: Tensor, y: Tensor) -> None:
+def least_squares(x: Tensor, t: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     X = torch.cat([x, t, torch.ones(len(x), 1)], 1)
     covariance = (X.T @ X).inverse()
     estimate = covariance @ X.T @ y[:, 0]
     variance = (y[:, 0] - X @ estimate).square().sum() / (len(x) - 4)
-    report("least squares", estimate[:2], (variance * covariance.diagonal()[:2]).sqrt())
+    spread = (variance * covariance.diagonal()[:2]).sqrt()
+    report("least squares", estimate[:2], spread)
+    return estimate[:2], spread
 
 
-def learn_noise(x: Tensor, t: Tensor, y: Tensor, steps: int) -> None:
+def learn_noise(x: Tensor, t: Tensor, y: Tensor, steps: int) -> Tensor:
     """The flow as likelihood, with minibatches; its parameters are trained."""
     flow = pf.flows.get("nsf_coupling")(1, context_dim=1, num_layers=2, hidden_dims=(32,))
 
@@ -58,12 +62,13 @@ def learn_noise(x: Tensor, t: Tensor, y: Tensor, steps: int) -> None:
     rates = {True: {"lr": 1e-2, "lrd": decay}, False: {"lr": 5e-2, "lrd": decay}}  # the guide's coordinates are wider than its sds
     elbo = Trace_ELBO(4, vectorize_particles=True, max_plate_nesting=1)
     svi = SVI(model, guide, pyro.optim.ClippedAdam(lambda name: rates[name.startswith("noise")]), elbo)
-    for step in range(steps):
+    for step in (bar := trange(steps, desc="training", dynamic_ncols=True)):
         loss = svi.step()
         if step % max(1, steps // 5) == 0:
-            print(f"step {step:5d}  loss per row {loss / len(x):.3f}")
+            bar.write(f"step {step:5d}  loss per row {loss / len(x):.3f}")
     draws = guide.distribution.sample((4000,))
     report("flow as noise", draws.mean(0), draws.std(0))
+    return draws
 
 
 def draw_weights_of_flow(x: Tensor, t: Tensor, y: Tensor, quick: bool) -> None:
@@ -90,14 +95,27 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few steps only")
     parser.add_argument("--steps", type=int, default=2000, help="training steps (default 2000)")
     parser.add_argument("--size", type=int, default=4000, help="rows of data (default 4000)")
+    parser.add_argument("--picture", type=Path, default=Path("conditional_likelihood.png"), help="where the picture goes")
     arguments = parser.parse_args()
 
     pyro.set_rng_seed(0)
     x, t, y = make_data(arguments.size)
     print("truth" + " " * 23 + "  ".join(f"w{i} = {w:6.3f}" for i, w in enumerate(WEIGHTS.tolist())))
-    least_squares(x, t, y)
-    learn_noise(x, t, y, 20 if arguments.quick else arguments.steps)
+    estimate, spread = least_squares(x, t, y)
+    draws = learn_noise(x, t, y, 20 if arguments.quick else arguments.steps)
     draw_weights_of_flow(x[:60], t[:60], y[:60], arguments.quick)
+
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(5, 4))
+    axis.plot(*draws.T, ".", ms=2, alpha=0.4, label="flow as noise")
+    axis.errorbar(*estimate[:, None], xerr=spread[:1], yerr=spread[1:], fmt="o", label="least squares, ± standard error")
+    axis.plot(*WEIGHTS[:, None], "r*", ms=12, label="truth")
+    axis.set(xlabel="w0", ylabel="w1")
+    axis.legend()
+    figure.tight_layout()
+    figure.savefig(arguments.picture, dpi=120)
+    print(f"picture: {arguments.picture}")
 
 
 if __name__ == "__main__":

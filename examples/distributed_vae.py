@@ -78,6 +78,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="file to write the state of the run to")
     parser.add_argument("--every", type=int, default=200, help="steps between checkpoints (default 200)")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint, where there is one")
+    parser.add_argument("--picture", type=Path, default=Path("distributed_vae.png"), help="where the picture goes")
     arguments = parser.parse_args()
     if arguments.resume and not arguments.checkpoint:
         parser.error("--resume needs --checkpoint")
@@ -102,6 +103,7 @@ def main() -> None:
 
         batches = -(-len(sampler) // batch_size)
         order = torch.empty(0)
+        seen: list[tuple[int, float]] = []
         bar = group.progress(range(start, steps))
         for step in bar:
             epoch, batch = divmod(step, batches)
@@ -113,7 +115,8 @@ def main() -> None:
             value.backward()
             optimizer.step()
             if step % 50 == 0:
-                bar.set_postfix({"nats per image": f"{group.mean(value) / len(images):.2f}"})
+                seen.append((step, group.mean(value) / len(images)))
+                bar.set_postfix({"nats per image": f"{seen[-1][1]:.2f}"})
             if arguments.checkpoint and ((step + 1) % arguments.every == 0 or step + 1 == steps):
                 checkpoint.save(step + 1)
 
@@ -122,6 +125,21 @@ def main() -> None:
             bound = group.mean(Trace_ELBO(10).loss(model, guide, mine)) * group.world_size / len(held_out)
         if group.is_main:
             print(f"negative ELBO of held-out images: {bound:.2f} nats per image")
+            if seen:
+                draw(seen, bound, arguments.picture)
+
+
+def draw(seen: list[tuple[int, float]], bound: float, path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6, 3.6))
+    axis.plot(*zip(*seen, strict=True), "o-", label="training")
+    axis.axhline(bound, color="C1", label="held out, at the end")
+    axis.set(xlabel="step", ylabel="negative ELBO, nats per image")
+    axis.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    print(f"picture: {path}")
 
 
 if __name__ == "__main__":

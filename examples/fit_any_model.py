@@ -6,6 +6,7 @@ The model is a robust regression of 60 made-up points, four of them outliers. No
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -36,6 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few steps only")
     parser.add_argument("--out", default="posterior.nc", help="where to write the posterior")
+    parser.add_argument("--picture", type=Path, default=Path("fit_any_model.png"), help="where the picture goes")
     arguments = parser.parse_args()
 
     x, y = make_data()
@@ -47,6 +49,20 @@ def main() -> None:
     print(idata.posterior)
     idata.to_netcdf(arguments.out)
     print(f"wrote {arguments.out}")
+
+    import matplotlib.pyplot as plt
+
+    line = torch.linspace(-1.2, 1.2, 50)
+    bands = fit.predict(2000, line, None, seed=0)["y"].quantile(torch.tensor([0.05, 0.5, 0.95]), 0)
+    figure, axis = plt.subplots(figsize=(6, 4))
+    axis.fill_between(line, bands[0], bands[2], alpha=0.3, label="new points, 90 %")
+    axis.plot(line, bands[1])
+    axis.plot(x, y, "k.", label="data")
+    axis.set(xlabel="x", ylabel="y")
+    axis.legend()
+    figure.tight_layout()
+    figure.savefig(arguments.picture, dpi=120)
+    print(f"picture: {arguments.picture}")
 
 
 if __name__ == "__main__":

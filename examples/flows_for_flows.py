@@ -45,7 +45,7 @@ def told_apart(moved: Tensor, true: Tensor) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few epochs only")
-    parser.add_argument("--out", type=Path, default=Path("flows_for_flows.png"), help="where the picture goes")
+    parser.add_argument("--picture", type=Path, default=Path("flows_for_flows.png"), help="where the picture goes")
     arguments = parser.parse_args()
     epochs = 2 if arguments.quick else 200
 
@@ -81,8 +81,8 @@ def main() -> None:
         axis.legend()
     axes[0].set_ylabel(f"log {COLUMNS[1]}")
     figure.tight_layout()
-    figure.savefig(arguments.out, dpi=120)
-    print(f"picture: {arguments.out}")
+    figure.savefig(arguments.picture, dpi=120)
+    print(f"picture: {arguments.picture}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ normal, so that the posterior of every effect is known and the error printed is 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -39,6 +40,7 @@ def model(indices: Tensor, y: Tensor, size: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few steps only")
+    parser.add_argument("--picture", type=Path, default=Path("plates.png"), help="where the picture goes")
     arguments = parser.parse_args()
     size, steps = (200, 30) if arguments.quick else (500, None)
 
@@ -49,14 +51,27 @@ def main() -> None:
     weight = 1 / (1 + NOISE**2)
     mean = (y.sum() * weight) / (1 + size * weight)
     exact, sd = weight * y + (1 - weight) * mean, NOISE * weight**0.5
+    means: dict[str, Tensor] = {}
     for name, context in (("learned rows", 4), ("encoder", Encoder())):
         guide = pf.AutoPlateFlow(model, context={"schools": context}, flow="affine")  # enough where posteriors are normal
         fit = pf.fit(model, *everything, guide=guide, minibatches=minibatches, max_steps=steps, seed=0)
-        error = (fit.sample(2000, seed=0)["effect"].mean(0) - exact).abs() / sd
+        found = means[name] = fit.sample(2000, seed=0)["effect"].mean(0)
+        error = (found - exact).abs() / sd
         print(f"{name}: verdict {fit.diagnose(2000).verdict}, worst error of a school's mean {error.max():.2f} posterior sd")
     new = torch.tensor([-2.0, 0.0, 3.0])
     effects = guide.sample(2000, torch.arange(3), new, 3)["effect"]
     print("three new schools:", ", ".join(f"{each.mean():.2f} ± {each.std():.2f}" for each in effects.T))
+
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(8, 4), sharex=True, sharey=True)
+    for axis, (name, found) in zip(axes, means.items(), strict=True):
+        axis.plot(exact, exact, color="0.7")
+        axis.plot(exact, found, ".", ms=3)
+        axis.set(title=name, xlabel="exact posterior mean of a school", ylabel="mean of the guide")
+    figure.tight_layout()
+    figure.savefig(arguments.picture, dpi=120)
+    print(f"picture: {arguments.picture}")
 
 
 if __name__ == "__main__":

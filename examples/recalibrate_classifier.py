@@ -8,6 +8,7 @@ probabilities are the mean over draws. Needs scikit-learn.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import pyro
 import pyro.distributions as dist
@@ -63,6 +64,7 @@ def scores(q: Tensor, label: Tensor) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few steps only")
+    parser.add_argument("--picture", type=Path, default=Path("recalibrate_classifier.png"), help="where the picture goes")
     arguments = parser.parse_args()
     steps = 50 if arguments.quick else 1000
 
@@ -91,6 +93,22 @@ def main() -> None:
         mean += torch.func.functional_call(start, values, (test,)).detach() / 200
     print(f"{'posterior, predictive':<28} {scores(mean, test_label)}")
     print(fit.diagnose(1000))
+
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(4.5, 4.5))
+    axis.plot([0, 1], [0, 1], color="0.7")
+    for name, q in (("as it is", test), ("posterior, predictive", mean)):
+        confidence, guess = q.max(-1)
+        bins = (confidence * 10).long().clamp(max=9)
+        some = [b for b in range(10) if int((bins == b).sum()) > 20]
+        right = [float((guess == test_label)[bins == b].double().mean()) for b in some]
+        axis.plot([float(confidence[bins == b].mean()) for b in some], right, "o-", label=name)
+    axis.set(xlabel="confidence", ylabel="share that is right")
+    axis.legend()
+    figure.tight_layout()
+    figure.savefig(arguments.picture, dpi=120)
+    print(f"picture: {arguments.picture}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pyro
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few simulations and epochs only")
     parser.add_argument("--simulations", type=int, default=5000, help="runs of the simulator (default 5000)")
     parser.add_argument("--workers", type=int, default=1, help="processes that run it (default 1)")
+    parser.add_argument("--picture", type=Path, default=Path("simulation_based_inference.png"), help="where the picture goes")
     arguments = parser.parse_args()
     count, epochs = (200, 2) if arguments.quick else (arguments.simulations, 60)
 
@@ -65,6 +67,19 @@ def main() -> None:
         warnings.simplefilter("always")
         guide.sample(torch.full((10,), 9.0), 10)  # more cases each week than there are people
     print(f"data that cannot be: {caught[0].message if caught else 'no warning'}")
+
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.8))
+    axes[0].plot(np.expm1(observed), "o-")
+    axes[0].set(xlabel="week", ylabel="new cases", title="the epidemic that was seen")
+    axes[1].scatter(draws["infection"], draws["recovery"], s=3, alpha=0.4, label="posterior")
+    axes[1].plot(*(float(value) for value in truth.values()), "r*", ms=14, label="truth")
+    axes[1].set(xlabel="infection", ylabel="recovery", title="its rates")
+    axes[1].legend()
+    figure.tight_layout()
+    figure.savefig(arguments.picture, dpi=120)
+    print(f"picture: {arguments.picture}")
 
 
 if __name__ == "__main__":

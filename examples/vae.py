@@ -59,6 +59,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few steps only")
     parser.add_argument("--steps", type=int, default=3000, help="training steps (default 3000)")
     parser.add_argument("--data", type=Path, default=MNIST, help="zipped IDX file of MNIST's images")
+    parser.add_argument("--picture", type=Path, default=Path("vae.png"), help="where the picture goes")
     arguments = parser.parse_args()
     steps, samples, held_out = (30, 20, 100) if arguments.quick else (arguments.steps, 500, 1000)
 
@@ -82,6 +83,19 @@ def main() -> None:
 
     result = pf.evaluate_nll(vae.model, guide, test, plate="data", num_samples=samples, progress=True)
     print(f"-log p(x) of a held-out image: {result}")
+
+    import matplotlib.pyplot as plt
+
+    side = int(images.shape[1] ** 0.5)
+    with torch.no_grad():
+        drawn = vae.decoder(vae.prior.sample((64,))).sigmoid()
+    figure, axes = plt.subplots(1, 2, figsize=(8, 4))
+    for axis, rows, title in ((axes[0], test[:64], "held out"), (axes[1], drawn, "drawn")):
+        axis.imshow(rows.reshape(8, 8, side, side).permute(0, 2, 1, 3).reshape(8 * side, 8 * side), cmap="gray_r", vmin=0, vmax=1)
+        axis.set(title=title, xticks=[], yticks=[])
+    figure.tight_layout()
+    figure.savefig(arguments.picture, dpi=120)
+    print(f"picture: {arguments.picture}")
 
 
 if __name__ == "__main__":

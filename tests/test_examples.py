@@ -32,3 +32,5 @@ def test_example_says_what_it_does(script, tmp_path):
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_example_runs(script, tmp_path):
     assert run(script, "--quick", cwd=tmp_path).strip()
+    (picture,) = tmp_path.glob("*.html" if script.stem == "report" else "*.png")
+    assert picture.stat().st_size > 5000
