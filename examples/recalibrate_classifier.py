@@ -101,7 +101,7 @@ def main() -> None:
     for name, q in (("as it is", test), ("posterior, predictive", mean)):
         confidence, guess = q.max(-1)
         bins = (confidence * 10).long().clamp(max=9)
-        some = [b for b in range(10) if int((bins == b).sum()) > 20]
+        some = [b for b in range(10) if int((bins == b).sum()) > 5]
         right = [float((guess == test_label)[bins == b].double().mean()) for b in some]
         axis.plot([float(confidence[bins == b].mean()) for b in some], right, "o-", label=name)
     axis.set(xlabel="confidence", ylabel="share that is right")
