@@ -16,7 +16,7 @@ version = release = pyro_flows.__version__
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
-    "sphinx_mathjax_offline",
+    "sphinx-mathjax-offline",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
