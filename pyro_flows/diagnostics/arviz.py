@@ -158,7 +158,8 @@ def from_groups(
 def summary(data: Any, var_names: list[str] | None = None) -> Any:
     """Mean, standard deviation and interval of every quantity, as a data frame.
 
-    No R-hat and no effective sample size: draws of a guide are independent, so these would say nothing about the fit.
+    Of one chain no R-hat and no effective sample size: draws of a guide are independent, so these would say nothing about the fit.
+    Of several, as of :meth:`~pyro_flows.Fit.refine_mcmc`, these too.
 
     Args:
         data: Arviz data.
@@ -169,7 +170,8 @@ def summary(data: Any, var_names: list[str] | None = None) -> Any:
         >>> float(summary(data).loc["x", "mean"])
         49.5
     """
-    return load().summary(data, var_names=var_names, kind="stats")
+    kind = "stats" if data.posterior.sizes["chain"] == 1 else "all"
+    return load().summary(data, var_names=var_names, kind=kind)
 
 
 def power_scaling_sensitivity(data: Any, component: str) -> dict[str, np.ndarray]:
