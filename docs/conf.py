@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from sphinx.application import Sphinx
+
 import pyro_flows
 from pyro_flows.flows.table import HEADER, table
 
@@ -16,7 +18,7 @@ version = release = pyro_flows.__version__
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
-    "sphinx-mathjax-offline",
+    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
 ]
@@ -74,6 +76,13 @@ def write_reference() -> None:
     (DOCS / "generated" / "table.md").write_text("\n".join(lines))
     index = ["# Reference", "", "```{toctree}", ":maxdepth: 2", "", "table", *sorted(rooms), "```", ""]
     (GENERATED / "index.md").write_text("\n".join(index))
+
+
+def setup(app: Sphinx) -> None:
+    """Take MathJax from the disk, by an extension that copies files at the end and does not say that it may run in parallel."""
+    name = "sphinx-mathjax-offline"
+    app.setup_extension(name)
+    app.extensions[name].parallel_read_safe = app.extensions[name].parallel_write_safe = True
 
 
 write_reference()

@@ -22,7 +22,7 @@ def model(y):
 
 
 y = torch.arange(4.0)
-with Distributed(seed=0, timeout=4.0) as group:
+with Distributed(seed=0, timeout=12.0) as group:
     guide = pf.AutoFlow(model, flow="affine").setup(y)
     loss = group.wrap(Trace_ELBO()(model, guide), y, full_size={"data": 8})
     for step in range(6):

@@ -129,7 +129,7 @@ def test_killed_run_ends_in_the_same_place(checked, tmp_path):
 
 @pytest.mark.parametrize("sign", ["SIGKILL", "SIGSTOP"])
 def test_a_lost_process_is_an_error_of_the_other(sign, tmp_path):
-    """Killed it is missed at once, stopped after the timeout of 4 seconds."""
+    """Killed it is missed at once, stopped after the timeout of 12 seconds."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
