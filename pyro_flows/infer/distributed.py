@@ -264,7 +264,7 @@ class _ParameterTensors(poutine.messenger.Messenger):  # type: ignore[misc]
 
 def _is_of_an_exchange(error: RuntimeError) -> bool:
     """Whether the error comes from an exchange between processes, for which gloo has no class of its own."""
-    known = ("gloo", "Connection closed by peer", "Connection reset by peer")
+    known = ("gloo", "Connection closed by peer", "Connection reset by peer", "Timed out waiting", "caused pair closure")
     return isinstance(error, torch_distributed.DistError) or any(words in str(error) for words in known)
 
 
