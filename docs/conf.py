@@ -25,6 +25,7 @@ extensions = [
 exclude_patterns = ["_build", "jupyter_execute"]
 html_theme = "furo"
 html_title = f"pyro_flows {version}"
+html_show_search_summary = False  # summaries are fetched, which browsers refuse for files on the disk
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3

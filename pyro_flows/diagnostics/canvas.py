@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import io
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 
 def new_figure(width: float, height: float) -> Any:
-    """An empty figure of matplotlib, of a size in inches, with a canvas of its own.
+    """An empty figure of matplotlib, of a size in inches, with a canvas of its own, which notebooks show without pyplot.
 
     Example:
-        >>> new_figure(4.0, 3.0).axes
-        []
+        >>> new_figure(4.0, 3.0)._repr_png_()[1:4]
+        b'PNG'
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
+    figure._repr_png_ = partial(_png, figure)  # type: ignore[attr-defined]
     return figure
+
+
+def _png(figure: Any) -> bytes:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=100)
+    return stream.getvalue()
 
 
 def plain(text: str) -> str:
