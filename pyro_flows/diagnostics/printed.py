@@ -19,5 +19,9 @@ class Printed:
         forty-two
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls._repr_pretty_ = Printed._repr_pretty_  # type: ignore[method-assign]  # IPython prefers what is in the class itself
+
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
         printer.text(str(self))
