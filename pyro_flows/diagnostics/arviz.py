@@ -16,6 +16,8 @@ import numpy as np
 MIN_POSITIVE = 30
 #: Log-weights closer together than this, in nats, differ by rounding.
 NO_SPREAD = 1e-9
+#: Nats by which a log-density varies that counts as constant.
+_CONSTANT = 1e-3
 
 
 @functools.cache
@@ -41,10 +43,6 @@ def is_legacy() -> bool:
         True
     """
     return int(load().__version__.split(".")[0]) < 1
-
-
-#: Nats by which a log-density varies that counts as constant.
-_CONSTANT = 1e-3
 
 
 def psislw(log_weights: np.ndarray) -> tuple[np.ndarray, float]:

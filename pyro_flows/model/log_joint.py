@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
-import re
-import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import pyro
@@ -25,6 +21,7 @@ from .agreement import Evaluation, cut_directions, difference
 from .dtypes import dtype_hint
 from .enumeration import enumerated_trace, finite_sites, summed_log_prob
 from .evaluate import Evaluate
+from .failures import is_of_the_model, looks_at_values, stack_or_nan, without_numbers, words
 from .latents import FlatLatents
 from .memory import is_out_of_memory
 from .rewrites import LinAlgError, rewritten
@@ -37,9 +34,6 @@ MEMORY = 2**30
 #: Tensors as large as the data that are kept for a gradient, about.
 _LIVE_TENSORS = 24
 
-#: Numbers in the words of an error, which would make each an error of its own.
-_NUMBER = re.compile(r"[-+]?\d[\d.]*(?:e[-+]?\d+)?")
-_PACKAGE = Path(__file__).parents[1]
 _PATHS = ("vmap", "plate", "loop")
 _JACOBIAN = "the Jacobian"
 _ENUMERATED = "the model with its enumerated sites summed out"
@@ -180,7 +174,7 @@ class LogJoint:
         try:
             return run(self.path, rewrite)
         except Exception as error:
-            if not _is_of_the_model(error):
+            if not is_of_the_model(error):
                 raise
             if isinstance(error, LinAlgError):
                 rewrite = True  # only for this call: intercepting every operation costs time
@@ -188,7 +182,7 @@ class LogJoint:
             try:
                 return run(self.path, rewrite)
             except Exception as error:
-                if not _is_of_the_model(error):
+                if not is_of_the_model(error):
                     raise
         return run("loop", rewrite)
 
@@ -261,23 +255,17 @@ class LogJoint:
             try:
                 rows.append(call(row))
             except Exception as error:
-                if not _is_of_the_model(error) or (isinstance(error, LinAlgError) and not rewrite):
+                if not is_of_the_model(error) or (isinstance(error, LinAlgError) and not rewrite):
                     raise
                 failure = error
-                self.raised[_NUMBER.sub("…", _words(error))] += 1
+                self.raised[without_numbers(words(error))] += 1
                 rows.append(None)
         if failure is not None:
             if like is None:
                 like = next((found for found in rows if found is not None), None)
             if like is None:
                 like = self._at_the_start(function, failure)
-            # The product keeps a graph, so that a gradient can be asked for. Whole numbers and truth values have no NaN.
-            rows = [
-                tree_map(lambda leaf, row=row: torch.full_like(leaf, math.nan, dtype=_floating(leaf, z)) * row.sum(), like)
-                if found is None
-                else tree_map(lambda leaf: leaf.to(_floating(leaf, z)), found)
-                for row, found in zip(z, rows, strict=True)
-            ]
+            return stack_or_nan(rows, like, z)
         return tree_map(lambda *leaves: torch.stack(leaves), *rows)
 
     def _at_the_start(self, function: Callable[[Tensor], Any], failure: Exception) -> Any:
@@ -398,8 +386,8 @@ class LogJoint:
             return refusal
         except Exception as error:
             if path == "vmap" and not rewrite:
-                self._own_control_flow = _looks_at_values(error)
-            return _words(error)
+                self._own_control_flow = looks_at_values(error)
+            return words(error)
 
     def _reference(self) -> tuple[Tensor, Evaluation]:
         """Three particles at which the density is finite, where such are found, and single draws there."""
@@ -416,7 +404,7 @@ class LogJoint:
             except LinAlgError:
                 expected = self._at(probe, "loop", True)
             except Exception as error:
-                if not _is_of_the_model(error):
+                if not is_of_the_model(error):
                     raise
                 failure = error
                 continue
@@ -562,7 +550,7 @@ class LogJoint:
                 if _same(self._collect_in_plate(read, z[:3], few), few):
                     return self._collect_in_plate(read, z, few)
             except Exception as error:
-                if not _is_of_the_model(error):
+                if not is_of_the_model(error):
                     raise
         # Reads in the plate may be wrong although the density is right: a deterministic site that sums over all, say.
         return self._without_the_failed(lambda path, rewrite: self._mapped(single, z, path, rewrite))
@@ -591,9 +579,9 @@ class LogJoint:
             try:
                 found = rewritten(lambda _: self._nonfinite(values))(row)  # noqa: B023
             except Exception as error:
-                if not _is_of_the_model(error):
+                if not is_of_the_model(error):
                     raise
-                found = {f"the model itself, which raised {_words(error)}": True}
+                found = {f"the model itself, which raised {words(error)}": True}
             for name, wrong in found.items():
                 bad[name] = bad.get(name, False) or wrong
             for name, wrong in bad.items():
@@ -604,34 +592,6 @@ class LogJoint:
         if self.structure.enumerated:
             return {name: not finite for name, finite in finite_sites(self._enumerated_trace(values)).items()}
         return {name: not bool(torch.isfinite(p).all()) for name, p in self._run(values).log_probs.items()}
-
-
-def _floating(leaf: Tensor, z: Tensor) -> torch.dtype:
-    """The dtype of a tensor, or that of the latents where it has no NaN."""
-    return leaf.dtype if leaf.is_floating_point() else z.dtype
-
-
-def _words(error: Exception) -> str:
-    """Class and first line of an error."""
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
-
-
-def _is_of_the_model(error: Exception) -> bool:
-    """Whether the model raised it, and not this package for what the model is, nor for want of memory."""
-    passing = Path(rewritten.__code__.co_filename)  # operations of the model pass through there
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) != passing]
-    if is_out_of_memory(error) or type(error).__module__ == checkpoint.__module__:  # whose errors end a recomputation early
-        return False
-    return bool(frames) and Path(frames[-1].filename).parent != Path(__file__).parent
-
-
-def _looks_at_values(error: BaseException) -> bool:
-    """Whether an error under vmap came from a line outside torch, Pyro and this package that needs a tensor's value."""
-    if not any(sign in str(error) for sign in ("data-dependent control flow", ".item()", "Cannot access data pointer")):
-        return False
-    frames = traceback.extract_tb(error.__traceback__)
-    inside = [str(Path(module.__file__).parent) + os.sep for module in (torch, pyro)] + [str(_PACKAGE) + os.sep]  # type: ignore[arg-type]
-    return bool(frames) and not frames[-1].filename.startswith(tuple(inside))
 
 
 def _windows(name: str, size: int, batch: int) -> list[tuple[str, Tensor, float]]:

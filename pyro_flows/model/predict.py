@@ -12,6 +12,8 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from .failures import stack_or_nan
+from .memory import is_out_of_memory
 from .rewrites import rewritten
 from .seeding import seeded
 from .sites import Site, is_deterministic, is_enumerated, is_factor, is_subsample
@@ -123,6 +125,8 @@ def predictive(
             try:
                 rows.append(single({name: value[i] for name, value in values.items()}))
             except ValueError as error:
+                if error.__cause__ is not None and is_out_of_memory(error.__cause__):
+                    raise
                 failure = error
                 rows.append(None)
         drawn = [row for row in rows if row is not None]
@@ -131,11 +135,4 @@ def predictive(
         if len(drawn) < count / 2:
             raise failure
         warnings.warn(f"{count - len(drawn)} of {count} predictive draws are NaN, for {failure}", stacklevel=2)
-        return {name: torch.stack([_or_nan(row, drawn[0], name) for row in rows]) for name in drawn[0]}
-
-
-def _or_nan(row: Mapping[str, Tensor] | None, like: Mapping[str, Tensor], name: str) -> Tensor:
-    """The draw, or NaN in its place, in a dtype that has one."""
-    value = like[name] if row is None else row[name]
-    value = value if value.is_floating_point() else value.to(torch.get_default_dtype())
-    return torch.full_like(value, torch.nan) if row is None else value
+        return stack_or_nan(rows, drawn[0], next(iter(values.values())))  # type: ignore[no-any-return]

@@ -306,3 +306,13 @@ def test_float32_and_gradients_are_no_obstacle():
 def test_wrong_input_is_refused(log_p, log_q, kwargs, name):
     with pytest.raises(ValueError, match=name):
         diagnose(log_p, log_q, **kwargs)
+
+
+def test_what_prints_as_a_table_shows_so_in_notebooks():
+    """IPython takes what stands in the class itself before what it inherits, and a dataclass has a repr of its own."""
+    from pyro_flows import diagnostics, infer, studies
+
+    shown = [vars(room)[name] for room in (diagnostics, infer, studies) for name in room.__all__ if name in vars(room)]
+    tables = [value for value in shown if isinstance(value, type) and "__str__" in vars(value)]
+    assert diagnostics.Diagnosis in tables
+    assert all("_repr_pretty_" in vars(value) for value in tables)

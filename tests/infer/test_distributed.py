@@ -155,6 +155,12 @@ def test_a_lost_process_is_an_error_of_the_other(sign, tmp_path):
     assert "RuntimeError: process 0 of 2 lost another one, which died or did not answer in time" in errors, errors
 
 
+@pytest.mark.parametrize("wrong", [0, -1.0, float("inf"), "60"])
+def test_a_timeout_that_is_none(wrong):
+    with pytest.raises(ValueError, match="timeout must be a positive number of seconds, or None, got"):
+        Distributed(timeout=wrong)
+
+
 def test_checkpoint_of_two_processes_is_read_by_one(checked):
     results, folder, _ = checked
     with Distributed(device="cpu") as group:

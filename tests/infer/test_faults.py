@@ -13,6 +13,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from raising import raises_above
 
 import pyro_flows as pf
 from pyro_flows.infer import traced_gradient
@@ -188,26 +189,14 @@ def test_a_fit_leaves_nothing_of_its_own_in_the_store():
 def test_a_model_that_raises_far_out_is_fitted_and_reported():
     """P(x > 2) is 0.004 under the posterior N(0.15, 0.5): draws there are left out, counted and explained."""
 
-    def model(y):
-        x = pyro.sample("x", dist.Normal(0.0, 1.0))
-        if float(x) > 2.0:
-            raise ValueError("the solver did not converge")
-        pyro.sample("y", dist.Normal(x, 1.0), obs=y)
-
-    fit = pf.fit(model, torch.tensor(0.3), guide="affine", num_particles=32, max_steps=60, seed=0, progress=False)
+    fit = pf.fit(raises_above(2.0), torch.tensor(0.3), guide="affine", num_particles=32, max_steps=60, seed=0, progress=False)
     diagnosis = fit.diagnose(2000)
     assert diagnosis.verdict == "poor" and diagnosis.num_nonfinite > 0
     assert "It raised ValueError: the solver did not converge" in diagnosis.advice
 
 
 def test_predictions_are_made_where_the_model_does_not_raise():
-    def model(y):
-        x = pyro.sample("x", dist.Normal(0.0, 1.0))
-        if float(x) > 1.5:
-            raise ValueError("the solver did not converge")
-        pyro.sample("y", dist.Normal(x, 1.0), obs=y)
-
-    fit = pf.fit(model, torch.tensor(0.3), guide="affine", num_particles=32, max_steps=60, seed=0, progress=False)
+    fit = pf.fit(raises_above(1.5), torch.tensor(0.3), guide="affine", num_particles=32, max_steps=60, seed=0, progress=False)
     with pytest.warns(UserWarning, match="predictive draws are NaN, for the model raised ValueError"):
         drawn = fit.predict(500, seed=0)["y"]
     assert 0 < int(drawn.isnan().sum()) < 50

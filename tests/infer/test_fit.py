@@ -264,3 +264,22 @@ def test_the_verdict_looks_at_the_models_own_space_too():
     latents, log_p, log_q = fit._weighted(10_000, 0)
     assert fit.diagnose().worst_sd_ratio < 0.9
     assert diagnose(log_p, log_q, draws=latents).worst_sd_ratio > 0.9
+
+
+def test_predictions_at_arguments_by_name_with_deterministic_sites():
+    def line(x, y):
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        mean = pyro.deterministic("mean", slope * x)
+        pyro.sample("y", dist.Normal(mean, 0.1).to_event(1), obs=y)
+
+    x = torch.linspace(-1.0, 1.0, 10)
+    fit = pf.fit(line, x, 2 * x, **QUICK)
+    new = torch.tensor([1.0, 5.0])
+    drawn = fit.predict(500, x=new, y=None, seed=0)
+    assert drawn["mean"].shape == drawn["y"].shape == (500, 2)
+    torch.testing.assert_close(drawn["mean"], fit.predict(500, new, None, seed=0)["mean"])
+    assert fit.predict(5)["mean"].shape == (5, 10)
+    by_weight = fit.predict(4000, new, None, resample="psis", seed=0)["mean"]
+    torch.testing.assert_close(by_weight[:, 0], fit.resample(4000, seed=0)["slope"])
+    with pytest.raises(ValueError, match="resample must be None or 'psis'"):
+        fit.predict(5, resample="all")

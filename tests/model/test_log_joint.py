@@ -15,6 +15,7 @@ from pyro import poutine
 from pyro.infer import Predictive
 from pyro.nn import PyroModule, PyroSample
 from pyro.ops.special import safe_log
+from raising import raises_above
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -687,15 +688,8 @@ def test_many_particles_on_much_data_are_taken_in_parts(monkeypatch):
 # A model that raises sometimes
 
 
-def raises_far_out(y):
-    x = pyro.sample("x", dist.Normal(0.0, 1.0))
-    if float(x) > 2.5:
-        raise ValueError("the solver did not converge")
-    pyro.sample("y", dist.Normal(x, 1.0), obs=y)
-
-
 def test_a_particle_at_which_the_model_raises_does_not_lose_the_others():
-    density = LogJoint(raises_far_out, (torch.tensor(0.3),))
+    density = LogJoint(raises_above(2.5), (torch.tensor(0.3),))
     z = torch.tensor([[0.0], [3.0], [1.0]], requires_grad=True)
     value = density(z)
     assert value.isnan().tolist() == [False, True, False]
@@ -770,13 +764,18 @@ def test_a_matrix_without_factor_beside_another_error():
 
 
 def test_draws_of_priors_go_on_after_one_at_which_the_model_raises():
-    def often(y):
-        x = pyro.sample("x", dist.Normal(0.0, 1.0))
-        if float(x) > 1.2:
-            raise IndexError("out of the table")
-        pyro.sample("y", dist.Normal(x, 1.0), obs=y)
-
-    density = LogJoint(often, (torch.tensor(0.3),))
+    density = LogJoint(raises_above(1.2, IndexError), (torch.tensor(0.3),))
     assert 40 < len(prior_points(density, 64)) < 64
     density(torch.linspace(1.3, 3.0, 50)[:, None])
-    assert density.raised == {"IndexError: out of the table": 50}
+    assert density.raised == {"IndexError: the solver did not converge": 50}
+
+
+def test_dtypes_that_do_not_meet_are_named():
+    def model(x, y):
+        w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("y", dist.Bernoulli(logits=x @ w).to_event(1), obs=y)
+
+    x = torch.randn(5, 2)
+    for arguments, names in (((x, torch.ones(5).long()), "float64, int64"), ((x.float(), torch.ones(5)), "float32, float64")):
+        with pytest.raises(ValueError, match=f"the arguments of the model are {names}: give data and priors one floating dtype"):
+            LogJoint(model, arguments)

@@ -114,3 +114,14 @@ def test_a_model_that_raises_is_reported_with_its_last_site() -> None:
 
     with pytest.raises(ValueError, match="raised KeyError at or after sample site 'mu'"):
         predictive(model, {"mu": torch.zeros(3)})
+
+
+def test_memory_that_runs_out_is_no_missing_draw():
+    def model():
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        if float(x) > 0.5:
+            raise MemoryError("no more")
+        pyro.sample("y", dist.Normal(x, 1.0), obs=torch.tensor(0.0))
+
+    with pytest.raises(ValueError, match="MemoryError"):
+        predictive(model, {"x": torch.tensor([0.0, 1.0, 0.0])}, seed=0)
