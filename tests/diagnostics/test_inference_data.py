@@ -158,8 +158,6 @@ def test_arviz_and_matplotlib_load_when_first_used():
 
 
 def test_the_summary_of_several_chains_has_the_figures_of_chains():
-    from pyro_flows.diagnostics import from_groups, summary
-
     draws = np.random.default_rng(0).normal(size=(2, 200))
     assert "r_hat" in summary(from_groups({"posterior": {"x": draws}}))
     assert "r_hat" not in summary(from_groups({"posterior": {"x": draws[:1]}}))
